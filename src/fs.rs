@@ -1,0 +1,415 @@
+//! The file-system interface between the core and whatever transports requests to it.
+//!
+//! [`Filesystem`] is what a mount serves: the live mount and every view implement it here, and `mountd`
+//! adapts it to FUSE. It is written so that tests need no mount. The implementor owns node identity and
+//! contents; the adapter owns what belongs to the protocol: lookup counts, handle numbers, backing ids,
+//! cache lifetimes.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use bitflags::bitflags;
+use thiserror::Error;
+
+pub use crate::state::FileKind;
+
+/// The identity of a file-system object while the session lasts, also its `st_ino`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The root directory.
+    pub const ROOT: Self = Self(1);
+}
+
+/// A point in time.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+pub struct Timestamp {
+    /// Whole seconds since the epoch; negative before it.
+    pub secs: i64,
+    /// Nanoseconds within the second, below 1,000,000,000.
+    pub nanos: u32,
+}
+
+/// Attributes, as `stat(2)` gives them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attr {
+    /// Identity and inode number.
+    pub node: NodeId,
+    /// Kind of object.
+    pub kind: FileKind,
+    /// Permission bits, `0o7777`.
+    pub mode: u32,
+    /// Number of hard links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node.
+    pub rdev: u32,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Allocated 512-byte blocks.
+    pub blocks: u64,
+    /// Preferred I/O size in bytes.
+    pub block_size_bytes: u32,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last modification of the content.
+    pub mtime: Timestamp,
+    /// Last change of content or attributes.
+    pub ctime: Timestamp,
+}
+
+/// Who makes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+}
+
+/// A new time for [`AttrChanges`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetTime {
+    /// The present time.
+    Now,
+    /// The given time.
+    At(Timestamp),
+}
+
+/// Attributes to change; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AttrChanges {
+    /// Permission bits, `0o7777`.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size_bytes: Option<u64>,
+    /// Access time.
+    pub atime: Option<SetTime>,
+    /// Modification time.
+    pub mtime: Option<SetTime>,
+}
+
+/// What [`Filesystem::make_node`] creates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewNode {
+    /// Kind: a regular file, pipe, socket or device.
+    pub kind: FileKind,
+    /// Permission bits with the caller's umask already applied.
+    pub mode: u32,
+    /// Device number of a device node.
+    pub rdev: u32,
+}
+
+bitflags! {
+    /// How a file is opened. Creation and exclusiveness are operations of their own.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct OpenFlags: u32 {
+        /// For reading.
+        const READ = 1;
+        /// For writing.
+        const WRITE = 2;
+        /// Cut to length zero first.
+        const TRUNCATE = 4;
+        /// Every write goes to the end.
+        const APPEND = 8;
+        /// To be executed.
+        const EXEC = 16;
+    }
+
+    /// Variants of [`Filesystem::rename`].
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct RenameFlags: u32 {
+        /// Fail where the new name exists (`RENAME_NOREPLACE`).
+        const NO_REPLACE = 1;
+        /// Exchange both names (`RENAME_EXCHANGE`).
+        const EXCHANGE = 2;
+    }
+}
+
+/// An open regular file.
+///
+/// Handles stay usable after their name is gone; dropping one closes it.
+pub trait OpenFile: Send + Sync {
+    /// Reads at `offset`; fewer bytes than `buffer` holds only at the end of the file.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, FsError>;
+
+    /// Writes all of `data` at `offset`.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, FsError>;
+
+    /// Returns the descriptor of a real file with just this content and these permissions to write, if
+    /// there is one: the adapter may let the kernel read, write and map it directly.
+    fn backing(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Makes the content durable.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn sync(&self, data_only: bool) -> Result<(), FsError>;
+
+    /// Changes the allocation, as `fallocate(2)` with `mode` does.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn allocate(&self, mode: u32, offset: u64, length_bytes: u64) -> Result<(), FsError>;
+
+    /// Finds data or a hole from `offset` on (`SEEK_DATA`, `SEEK_HOLE`).
+    ///
+    /// # Errors
+    /// Any [`FsError`]; `ENXIO` where there is none.
+    fn seek(&self, offset: u64, to: SeekTo) -> Result<u64, FsError>;
+}
+
+/// What [`OpenFile::seek`] looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeekTo {
+    /// The next byte of data.
+    Data,
+    /// The next hole.
+    Hole,
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Identity, where it is known; the number is advisory, as `d_ino` is.
+    pub node: NodeId,
+    /// Kind of object.
+    pub kind: FileKind,
+    /// Its name.
+    pub name: std::ffi::OsString,
+}
+
+/// Sizes of the file system, as `statfs(2)` gives them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FsStats {
+    /// Block size in bytes.
+    pub block_size_bytes: u32,
+    /// Total blocks.
+    pub blocks: u64,
+    /// Free blocks.
+    pub blocks_free: u64,
+    /// Blocks free for ordinary users.
+    pub blocks_available: u64,
+    /// Total inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// Longest name in bytes.
+    pub name_bytes_max: u32,
+}
+
+/// A tree of files that a mount serves.
+///
+/// All methods may be called from several threads at once.
+pub trait Filesystem: Send + Sync {
+    /// Returns the attributes of `name` in `parent`. Counts as one reference for
+    /// [`forget`](Self::forget).
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] where there is no such name; any other [`FsError`].
+    fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, FsError>;
+
+    /// Tells that nobody refers to `node` any more: as often as it was handed out by `lookup` or a
+    /// method that creates, it has been forgotten.
+    fn forget(&self, node: NodeId);
+
+    /// Returns the attributes of `node`.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn attr(&self, node: NodeId) -> Result<Attr, FsError>;
+
+    /// Changes attributes and returns the new ones. Changing a size through an open handle is the same
+    /// as changing it by node.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn set_attr(&self, node: NodeId, changes: AttrChanges) -> Result<Attr, FsError>;
+
+    /// Returns the target of a symbolic link.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn read_link(&self, node: NodeId) -> Result<std::ffi::OsString, FsError>;
+
+    /// Creates an empty file, pipe, socket or device.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn make_node(&self, caller: Caller, parent: NodeId, name: &OsStr, new: NewNode) -> Result<Attr, FsError>;
+
+    /// Creates a directory; `mode` has the caller's umask already applied.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn make_dir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Attr, FsError>;
+
+    /// Creates a symbolic link.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn make_symlink(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Result<Attr, FsError>;
+
+    /// Gives `node` another name.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr, FsError>;
+
+    /// Removes a name that is not a directory.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<(), FsError>;
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn remove_dir(&self, parent: NodeId, name: &OsStr) -> Result<(), FsError>;
+
+    /// Renames, replacing what the new name held.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn rename(&self, from: (NodeId, &OsStr), to: (NodeId, &OsStr), flags: RenameFlags)
+    -> Result<(), FsError>;
+
+    /// Opens a regular file.
+    ///
+    /// All handles of one node that are open at the same time share one backing, or none has any: the
+    /// kernel forbids mixing them. Where an open would need another backing (a copy-up under open
+    /// readers), the name gets a new node and the open fails with [`FsError::Stale`].
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn open(&self, node: NodeId, flags: OpenFlags) -> Result<Arc<dyn OpenFile>, FsError>;
+
+    /// Creates a regular file that did not exist and opens it.
+    ///
+    /// # Errors
+    /// [`FsError::AlreadyExists`] where the name exists; any other [`FsError`].
+    fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<(Attr, Arc<dyn OpenFile>), FsError>;
+
+    /// Returns all names in a directory but `.` and `..`, in a stable order.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError>;
+
+    /// Returns sizes of the file system.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn stats(&self) -> Result<FsStats, FsError>;
+
+    /// Makes a directory durable.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn sync_dir(&self, node: NodeId) -> Result<(), FsError>;
+}
+
+/// Why a file-system request failed. The adapter turns each into one `errno`.
+#[derive(Debug, Error)]
+pub enum FsError {
+    /// No such name, or the node is gone.
+    #[error("not found")]
+    NotFound,
+    /// The name exists.
+    #[error("already exists")]
+    AlreadyExists,
+    /// A directory was needed.
+    #[error("not a directory")]
+    NotADirectory,
+    /// Anything but a directory was needed.
+    #[error("is a directory")]
+    IsADirectory,
+    /// The directory has entries.
+    #[error("directory not empty")]
+    DirectoryNotEmpty,
+    /// The request makes no sense.
+    #[error("invalid argument")]
+    InvalidArgument,
+    /// The kind of object does not allow it.
+    #[error("operation not permitted")]
+    NotPermitted,
+    /// This file system does not do that.
+    #[error("not supported")]
+    NotSupported,
+    /// The node was replaced while the request was under way: look it up and try again.
+    #[error("stale node")]
+    Stale,
+    /// Stored data is damaged; the message says which.
+    #[error("damaged data: {0}")]
+    Corrupt(String),
+    /// The operating system refused.
+    #[error(transparent)]
+    Os(io::Error),
+}
+
+impl From<io::Error> for FsError {
+    fn from(error: io::Error) -> Self {
+        Self::Os(error)
+    }
+}
+
+impl From<rustix::io::Errno> for FsError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        use rustix::io::Errno;
+        match errno {
+            Errno::NOENT => Self::NotFound,
+            Errno::EXIST => Self::AlreadyExists,
+            Errno::NOTDIR => Self::NotADirectory,
+            Errno::ISDIR => Self::IsADirectory,
+            Errno::NOTEMPTY => Self::DirectoryNotEmpty,
+            Errno::INVAL => Self::InvalidArgument,
+            Errno::PERM => Self::NotPermitted,
+            Errno::OPNOTSUPP => Self::NotSupported,
+            Errno::STALE => Self::Stale,
+            other => Self::Os(other.into()),
+        }
+    }
+}
+
+/// Tells the kernel, or whoever caches answers of a [`Filesystem`], that they are out of date.
+///
+/// Called after all locks are dropped.
+pub trait Invalidator: Send + Sync {
+    /// The name may now mean something else, or nothing.
+    fn entry_changed(&self, parent: NodeId, name: &OsStr);
+
+    /// Attributes and content of the node may be different now.
+    fn node_changed(&self, node: NodeId);
+}
