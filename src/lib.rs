@@ -11,3 +11,4 @@ pub mod proto;
 pub mod report;
 pub mod state;
 pub mod task;
+pub mod workspace;
