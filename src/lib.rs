@@ -6,9 +6,12 @@
 
 pub mod digest;
 pub mod fs;
+pub mod index;
+pub mod limits;
 pub mod path;
 pub mod proto;
 pub mod report;
 pub mod state;
+pub mod store;
 pub mod task;
 pub mod workspace;
