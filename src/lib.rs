@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod digest;
+pub mod filter;
 pub mod fs;
 pub mod path;
 pub mod proto;
