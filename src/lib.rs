@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod config;
 pub mod digest;
 pub mod filter;
 pub mod fs;
+pub mod graph;
 pub mod path;
 pub mod proto;
 pub mod report;
