@@ -7,6 +7,7 @@
 pub mod command;
 pub mod config;
 pub mod digest;
+pub mod explain;
 pub mod filter;
 pub mod fs;
 pub mod graph;
