@@ -4,8 +4,13 @@
 //! are outputs, whether a run is a hit and why not. It knows no FUSE and no terminal.
 #![forbid(unsafe_code)]
 
+pub mod command;
+pub mod config;
 pub mod digest;
+pub mod explain;
+pub mod filter;
 pub mod fs;
+pub mod graph;
 pub mod index;
 pub mod limits;
 pub mod path;
