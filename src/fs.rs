@@ -13,7 +13,9 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use thiserror::Error;
 
+use crate::archive::ArchiveError;
 pub use crate::state::FileKind;
+use crate::store::StoreError;
 
 /// The identity of a file-system object while the session lasts, also its `st_ino`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -385,6 +387,21 @@ impl From<io::Error> for FsError {
     }
 }
 
+impl From<ArchiveError> for FsError {
+    fn from(error: ArchiveError) -> Self {
+        match error {
+            ArchiveError::Io { source, .. } | ArchiveError::Output { source, .. } => Self::Os(source),
+            error => Self::Corrupt(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for FsError {
+    fn from(error: StoreError) -> Self {
+        Self::Os(error.into())
+    }
+}
+
 impl From<rustix::io::Errno> for FsError {
     fn from(errno: rustix::io::Errno) -> Self {
         use rustix::io::Errno;
@@ -412,4 +429,20 @@ pub trait Invalidator: Send + Sync {
 
     /// Attributes and content of the node may be different now.
     fn node_changed(&self, node: NodeId);
+}
+
+impl FsStats {
+    /// Takes what `fstatvfs(3)` says.
+    #[must_use]
+    pub fn of(stats: &rustix::fs::StatVfs) -> Self {
+        Self {
+            block_size_bytes: u32::try_from(stats.f_bsize).unwrap_or(4096),
+            blocks: stats.f_blocks,
+            blocks_free: stats.f_bfree,
+            blocks_available: stats.f_bavail,
+            files: stats.f_files,
+            files_free: stats.f_ffree,
+            name_bytes_max: u32::try_from(stats.f_namemax).unwrap_or(255),
+        }
+    }
 }

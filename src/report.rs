@@ -141,7 +141,7 @@ pub struct HitReport {
 }
 
 /// The end of a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinishReport {
     /// The new entry, where the run was stored.
     pub entry: Option<uuid::Uuid>,

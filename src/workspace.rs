@@ -1,17 +1,62 @@
 //! A workspace with its store, cache index and layers: the engine that decides hit or miss.
+//!
+//! | part | does |
+//! |---|---|
+//! | `lookup` | from a task to an entry, or to the reason why there is none |
+//! | `hit` | puts an entry's outputs in place: as a layer, or written out |
+//! | `restore` | writes outputs into the base |
+//! | `run`, `finish`, `outputs` | a run from its view to its entry and its commit |
+//! | `mounts` | what changes when a live mount comes and goes; recovery |
+//! | `admin` | what people ask about the cache |
+//!
+//! # Locking
+//! `committing` first, then `running`, then the short-lived tables; views, live tree and merged tree have
+//! locks of their own below these.
 
+mod admin;
+mod finish;
+mod hit;
+mod lookup;
+mod mounts;
+mod outputs;
+mod restore;
+mod run;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::error::Error;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
+use uuid::Uuid;
 
-use crate::fs::{Filesystem, Invalidator};
+pub use self::run::Run;
+use crate::archive::restore::RestoreError;
+use crate::archive::{Archive, ArchiveError, Manifest, ManifestError};
+use crate::base::Base;
+use crate::claim::Claimed;
+use crate::commit::CommitError;
+use crate::content::ContentHashes;
+use crate::digest::Digest;
+use crate::filter::FilterError;
+use crate::fs::{FsError, Invalidator};
+use crate::index::{Claim, Index, IndexError, TaskId, WorkspaceId};
+use crate::limits::Limits;
+use crate::live::Live;
+use crate::materialise::Materialiser;
+use crate::path::RelPathBuf;
 use crate::proto::{CacheMode, Outcome};
-use crate::report::{
-    Chunk, EntryDetails, EntryReport, FinishReport, HitReport, MissReason, Progress, StatusReport, WhyReport,
-};
+use crate::report::{Chunk, FinishReport, HitReport, MissReason, Progress};
+use crate::store::{Store, StoreError, SweepError};
 use crate::task::TaskSpec;
+use crate::touched::{Moment, Touched};
+use crate::tree::Tree;
+
+/// Commits remembered to find hazards; more than can overlap with a run that is still recorded in time.
+const COMMITS_MAX: usize = 10_000;
 
 /// How to open a [`Workspace`].
 #[derive(Debug)]
@@ -22,6 +67,8 @@ pub struct OpenOptions {
     pub root_dir: OwnedFd,
     /// Absolute path of the store; created where it is missing.
     pub store: PathBuf,
+    /// How much the store may hold.
+    pub limits: Limits,
     /// Whether sessions hand descriptors of backing files to the kernel.
     pub passthrough: bool,
 }
@@ -30,8 +77,57 @@ pub struct OpenOptions {
 pub type ProgressSink<'a> = &'a (dyn Fn(Progress) + Sync);
 
 /// A workspace.
-#[derive(Debug)]
-pub struct Workspace {}
+pub struct Workspace {
+    root: PathBuf,
+    id: WorkspaceId,
+    store: Arc<Store>,
+    index: Arc<Index>,
+    limits: Limits,
+    tree: Arc<Tree>,
+    hashes: Arc<ContentHashes>,
+    materialiser: Arc<Materialiser>,
+    touched: Arc<Touched>,
+    passthrough: bool,
+    /// The live mount, while there is one.
+    mounted: Mutex<Option<Mounted>>,
+    /// Open archives, so that all readers share one cache of frames.
+    archives: Mutex<HashMap<Uuid, Weak<Archive>>>,
+    /// Held while a run is stored and committed: one at a time.
+    committing: Mutex<()>,
+    commits: Mutex<Commits>,
+    /// Tasks whose outputs were all in place at a moment.
+    in_place: Mutex<HashMap<TaskId, InPlace>>,
+    /// Tasks that are being looked up or run for the cache.
+    running: Mutex<HashSet<TaskId>>,
+    idle: Condvar,
+}
+
+struct Mounted {
+    live: Arc<Live>,
+    invalidator: Arc<dyn Invalidator>,
+    /// Whether it hides the base, so that nobody can change the base without being seen.
+    covers_base: bool,
+}
+
+#[derive(Default)]
+struct Commits {
+    next: u64,
+    recent: VecDeque<Arc<Committed>>,
+}
+
+/// What a task committed.
+struct Committed {
+    number: u64,
+    owner: TaskId,
+    task_name: String,
+    paths: Vec<RelPathBuf>,
+}
+
+#[derive(Clone, Copy)]
+struct InPlace {
+    entry: Option<Uuid>,
+    since: Moment,
+}
 
 /// What [`Workspace::begin`] found.
 pub enum Begun {
@@ -51,20 +147,6 @@ pub enum Begun {
     },
 }
 
-/// A task that is running in a view.
-#[must_use = "dropping a run discards the task's writes"]
-pub struct Run {
-    filesystem: Arc<dyn Filesystem>,
-}
-
-impl Run {
-    /// Returns what the task sees.
-    #[must_use]
-    pub fn filesystem(&self) -> Arc<dyn Filesystem> {
-        Arc::clone(&self.filesystem)
-    }
-}
-
 /// What [`Workspace::unmount_live`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Materialised {
@@ -76,12 +158,58 @@ pub struct Materialised {
     pub discarded_files: u64,
 }
 
-/// Why a workspace cannot be used.
+/// Why something with a workspace went wrong.
 #[derive(Debug, Error)]
 pub enum WorkspaceError {
-    /// Placeholder until the engine lands.
-    #[error("not built yet")]
-    NotBuilt,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// An archive or a claim.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A claim could not be written.
+    #[error("the claim of a task cannot be written")]
+    Manifest(#[from] ManifestError),
+    /// Cached outputs could not be written out.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The task's writes could not be committed.
+    #[error("the writes of the task cannot be committed")]
+    Commit(#[from] CommitError),
+    /// A filter of the task.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The merged tree or a view.
+    #[error("the workspace cannot be read")]
+    Fs(#[from] FsError),
+    /// The base.
+    #[error("cannot change {path:?}")]
+    Base {
+        /// The path.
+        path: RelPathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// The workspace's directory.
+    #[error("the workspace {path:?} cannot be opened")]
+    Root {
+        /// The workspace.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+}
+
+impl From<SweepError> for WorkspaceError {
+    fn from(error: SweepError) -> Self {
+        match error {
+            SweepError::Store(error) => Self::Store(error),
+            SweepError::Index(error) => Self::Index(error),
+        }
+    }
 }
 
 impl Workspace {
@@ -89,21 +217,66 @@ impl Workspace {
     ///
     /// # Errors
     /// [`WorkspaceError`] where store or index cannot be used.
-    pub fn open(_options: OpenOptions) -> Result<Self, WorkspaceError> {
-        Ok(Self {})
+    pub fn open(options: OpenOptions) -> Result<Self, WorkspaceError> {
+        let OpenOptions { root, root_dir, store: store_path, limits, passthrough } = options;
+        let hidden = store_path.strip_prefix(&root).ok().and_then(|below| {
+            use std::os::unix::ffi::OsStrExt;
+            RelPathBuf::new(below.as_os_str().as_bytes()).ok().filter(|below| !below.is_root())
+        });
+        let base = Base::new(root_dir, hidden.into_iter().collect())
+            .map_err(|source| WorkspaceError::Root { path: root.clone(), source })?;
+        let (store, notices) = Store::open(&store_path)?;
+        for notice in notices {
+            tracing::info!(?notice, "store");
+        }
+        let (index, opened) = Index::open(store.dir(), &store_path)?;
+        tracing::info!(?opened, path = ?index.path(), "index");
+        let (store, index) = (Arc::new(store), Arc::new(index));
+        let id = WorkspaceId(Digest::of(root.as_os_str().as_encoded_bytes()));
+        let tree = Arc::new(Tree::new(Arc::new(base)));
+        let hashes = Arc::new(ContentHashes::new(Some(Arc::clone(&index))));
+        let materialiser = Arc::new(Materialiser {
+            tree: Arc::clone(&tree),
+            index: Arc::clone(&index),
+            workspace: id,
+            hashes: Arc::clone(&hashes),
+        });
+        let workspace = Self {
+            root,
+            id,
+            store,
+            index,
+            limits,
+            tree,
+            hashes,
+            materialiser,
+            touched: Arc::default(),
+            passthrough,
+            mounted: Mutex::default(),
+            archives: Mutex::default(),
+            committing: Mutex::default(),
+            commits: Mutex::default(),
+            in_place: Mutex::default(),
+            running: Mutex::default(),
+            idle: Condvar::new(),
+        };
+        workspace.recover()?;
+        Ok(workspace)
     }
 
     /// Looks a task up: applies a hit, or opens a view for it to run in.
+    ///
+    /// Where the same task is running already, waits for it: most likely it leaves a hit.
     ///
     /// # Errors
     /// [`WorkspaceError`].
     pub fn begin(
         &self,
-        _spec: TaskSpec,
-        _cache: CacheMode,
-        _progress: ProgressSink<'_>,
+        spec: TaskSpec,
+        cache: CacheMode,
+        progress: ProgressSink<'_>,
     ) -> Result<Begun, WorkspaceError> {
-        Err(WorkspaceError::NotBuilt)
+        self.begin_run(spec, cache, progress)
     }
 
     /// Ends a run: splits outputs off, stores the entry, commits the writes. The view's session must not
@@ -115,87 +288,82 @@ impl Workspace {
     /// [`WorkspaceError`] where the writes could not be committed.
     pub fn finish(
         &self,
-        _run: Run,
-        _outcome: Outcome,
-        _terminal: Vec<Chunk>,
-        _fault: Option<String>,
-        _progress: ProgressSink<'_>,
+        run: Run,
+        outcome: &Outcome,
+        terminal: &[Chunk],
+        fault: Option<String>,
+        progress: ProgressSink<'_>,
     ) -> Result<FinishReport, WorkspaceError> {
-        Err(WorkspaceError::NotBuilt)
+        let ending = finish::Ending { outcome, terminal, progress };
+        self.finish_run(run, &ending, fault)
     }
 
-    /// Discards a run and all it wrote.
-    pub fn abandon(&self, run: Run) {
-        drop(run);
+    /// Opens an archive, or returns the one that is open already.
+    fn open_archive(&self, id: Uuid) -> Result<Arc<Archive>, ArchiveError> {
+        let mut archives = lock(&self.archives);
+        if let Some(archive) = archives.get(&id).and_then(Weak::upgrade) {
+            return Ok(archive);
+        }
+        let path = self.store.archive_path(id);
+        let file = self
+            .store
+            .open_archive(id)
+            .map_err(|source| ArchiveError::Io { path: path.clone(), source })?;
+        let archive = Arc::new(Archive::open(file, path)?);
+        archives.retain(|_, archive| archive.strong_count() > 0);
+        archives.insert(id, Arc::downgrade(&archive));
+        Ok(archive)
     }
 
-    /// Starts serving layers lazily through a live mount and returns what it serves.
-    ///
-    /// # Errors
-    /// [`WorkspaceError`].
-    pub fn mount_live(
-        &self,
-        _invalidator: Arc<dyn Invalidator>,
-    ) -> Result<Arc<dyn Filesystem>, WorkspaceError> {
-        Err(WorkspaceError::NotBuilt)
+    /// Opens what a claim says; one that cannot be read is as good as none, which leads to a miss.
+    fn open_claim(&self, claim: Option<&Claim>) -> Option<Arc<Claimed>> {
+        let claim = claim?;
+        let path = self.store.path().join("claims").join(claim.manifest.to_string());
+        let file = match self.store.open_claim(claim.manifest) {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::warn!(?path, %error, "a claim is missing");
+                return None;
+            }
+        };
+        match Manifest::open(file, path) {
+            Ok(manifest) => Some(Arc::new(Claimed::new(manifest))),
+            Err(error) => {
+                tracing::warn!(%error, "a claim is damaged");
+                None
+            }
+        }
     }
 
-    /// Returns how many files, and bytes, are still virtual.
-    #[must_use]
-    pub fn virtual_total(&self) -> Materialised {
-        Materialised::default()
+    fn remove_archives(&self, archives: &[Uuid]) -> Result<(), StoreError> {
+        archives.iter().try_for_each(|id| self.store.remove_archive(*id).map(drop))
     }
 
-    /// Writes virtual files into the base, or with `discard` forgets them, and ends the live mount's
-    /// layers. Called while the live mount still serves (without `discard`), or after it is gone.
-    ///
-    /// # Errors
-    /// [`WorkspaceError`].
-    pub fn unmount_live(
-        &self,
-        _discard: bool,
-        _progress: ProgressSink<'_>,
-    ) -> Result<Materialised, WorkspaceError> {
-        Err(WorkspaceError::NotBuilt)
+    fn save_hashes(&self) -> Result<(), IndexError> {
+        self.hashes.save()
     }
+}
 
-    /// Returns the state of store and layers; the caller fills in mounts and processes.
-    ///
-    /// # Errors
-    /// [`WorkspaceError`].
-    pub fn status(&self) -> Result<StatusReport, WorkspaceError> {
-        Err(WorkspaceError::NotBuilt)
+impl std::fmt::Debug for Workspace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workspace").field("root", &self.root).finish_non_exhaustive()
     }
+}
 
-    /// Returns the last lookup of a task.
-    ///
-    /// # Errors
-    /// [`WorkspaceError`].
-    pub fn why(&self, _task: &str) -> Result<Option<WhyReport>, WorkspaceError> {
-        Err(WorkspaceError::NotBuilt)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    /// Returns all entries, most recently used first.
-    ///
-    /// # Errors
-    /// [`WorkspaceError`].
-    pub fn entries(&self) -> Result<Vec<EntryReport>, WorkspaceError> {
-        Err(WorkspaceError::NotBuilt)
-    }
+/// Puts an error and its causes on one line.
+fn chain(error: &dyn Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
 
-    /// Returns one entry in full, by id, by the beginning of its id, or the newest of a task by name.
-    ///
-    /// # Errors
-    /// [`WorkspaceError`].
-    pub fn entry(&self, _id: &str) -> Result<Option<EntryDetails>, WorkspaceError> {
-        Err(WorkspaceError::NotBuilt)
-    }
-
-    /// Removes entries (of one task, or all) and what only they used; returns entries and bytes.
-    ///
-    /// # Errors
-    /// [`WorkspaceError`].
-    pub fn clean(&self, _task: Option<&str>) -> Result<(u64, u64), WorkspaceError> {
-        Err(WorkspaceError::NotBuilt)
-    }
+/// Returns the present time in seconds since the epoch.
+fn now_secs() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -1,0 +1,389 @@
+//! Committing what a task wrote to the base.
+//!
+//! First everything that is not a blob yet becomes one (files that were moved, virtual content), then the
+//! list of steps goes into a journal, then the steps are applied. Each step can be repeated, so after a
+//! crash the journal is applied again from the start: before the journal is published the old tree stands,
+//! afterwards the new one will.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::archive::{Record, RecordKind};
+use crate::base::{Base, BaseStat, timestamps};
+use crate::claim::real_record;
+use crate::copy::copy_file;
+use crate::fs::{FileKind, NodeId, SetTime, Timestamp};
+use crate::index::TaskId;
+use crate::path::{RelPath, RelPathBuf};
+use crate::state::PathState;
+use crate::view::{Change, Content, Meta, NewObject, blob_name};
+
+/// Suffix of the name under which a file is put together before it is renamed into place.
+const TEMP_SUFFIX: &[u8] = b".vout-new";
+
+/// What a commit does, as its journal keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Journal {
+    /// The workspace it belongs to: several may share a store.
+    pub workspace: [u8; 32],
+    /// In order: directories before what is in them.
+    pub steps: Vec<Step>,
+    /// Paths to take out of layers, with the owner's encoded state before.
+    pub punches: Vec<LayerPunch>,
+}
+
+/// A path to take out of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerPunch {
+    /// Whose layer.
+    pub owner: [u8; 32],
+    /// Which path.
+    pub path: RelPathBuf,
+    /// Encoded state before the owner's run.
+    pub before: Option<Vec<u8>>,
+}
+
+/// One step of a commit. Each can be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Remove, with all below.
+    Remove(RelPathBuf),
+    /// Make a directory, or change its attributes.
+    Dir(RelPathBuf, Attributes),
+    /// Put a blob there. A blob that is gone was put there before.
+    Blob(RelPathBuf, u64),
+    /// Make another name for a file that a step before put in place.
+    Link {
+        /// The name that is there.
+        first: RelPathBuf,
+        /// The new name.
+        path: RelPathBuf,
+    },
+    /// Make a symbolic link.
+    Symlink(RelPathBuf, Vec<u8>, Attributes),
+    /// Make a pipe, socket or device.
+    Special(RelPathBuf, FileKind, u32, Attributes),
+}
+
+/// Attributes of what is not a regular file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime: Timestamp,
+}
+
+/// Why a commit failed.
+#[derive(Debug, Error)]
+pub enum CommitError {
+    /// The base.
+    #[error("cannot write {path:?}")]
+    Base {
+        /// The path.
+        path: RelPathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// The journal.
+    #[error("the journal of a commit is damaged")]
+    Journal(#[source] postcard::Error),
+    /// Reading the journal.
+    #[error("the journal of a commit cannot be used")]
+    JournalFile(#[source] std::io::Error),
+}
+
+fn at(path: &RelPath) -> impl FnOnce(Errno) -> CommitError {
+    move |errno| CommitError::Base { path: path.to_owned(), source: errno.into() }
+}
+
+/// Plans the steps for `changes`; `stage` makes a blob of content that is not one yet.
+///
+/// # Errors
+/// Those of `stage`.
+pub fn plan<E>(
+    changes: &[Change],
+    mut stage: impl FnMut(&RelPath) -> Result<u64, E>,
+) -> Result<Vec<Step>, E> {
+    let mut steps = Vec::with_capacity(changes.len());
+    let mut first_names: HashMap<NodeId, RelPathBuf> = HashMap::new();
+    // What is deleted goes first: it may be in the way of a directory's new name.
+    steps.extend(changes.iter().filter(|change| change.object.is_none()).map(|change| Step::Remove(change.path.clone())));
+    for Change { path, object } in changes {
+        let Some(object) = object else { continue };
+        steps.push(match object {
+            NewObject::Dir(meta) => Step::Dir(path.clone(), meta.into()),
+            NewObject::Symlink { target, meta } => {
+                Step::Symlink(path.clone(), target.as_bytes().to_owned(), meta.into())
+            }
+            NewObject::Special { kind, rdev, meta } => {
+                Step::Special(path.clone(), *kind, *rdev, meta.into())
+            }
+            NewObject::File(file) => match first_names.get(&file.node) {
+                Some(first) => Step::Link { first: first.clone(), path: path.clone() },
+                None => {
+                    first_names.insert(file.node, path.clone());
+                    let blob = match &file.content {
+                        Content::Blob(blob) => *blob,
+                        Content::Lower(lower) => stage(lower)?,
+                    };
+                    Step::Blob(path.clone(), blob)
+                }
+            },
+        });
+    }
+    Ok(steps)
+}
+
+impl Journal {
+    /// Reads a journal.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub fn read(mut file: impl Read) -> Result<Self, CommitError> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(CommitError::JournalFile)?;
+        postcard::from_bytes(&bytes).map_err(CommitError::Journal)
+    }
+
+    /// Writes the journal; the caller makes it durable.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub fn write(&self, mut file: impl Write) -> Result<(), CommitError> {
+        file.write_all(&crate::fingerprint::encode(self)).map_err(CommitError::JournalFile)
+    }
+
+    /// Returns the records of what the steps put in place, as a claim keeps them, without what was before.
+    ///
+    /// # Errors
+    /// [`CommitError`] where a blob cannot be examined.
+    pub fn records(&self, staging: &OwnedFd) -> Result<Vec<Record>, CommitError> {
+        let mut files: HashMap<&RelPath, Record> = HashMap::new();
+        let mut records = Vec::with_capacity(self.steps.len());
+        for step in &self.steps {
+            let record = match step {
+                Step::Remove(_) | Step::Special(..) => continue,
+                Step::Dir(path, attributes) => attributes.record(path, RecordKind::Dir),
+                Step::Symlink(path, target, attributes) => {
+                    let target = OsStr::from_bytes(target).to_owned();
+                    attributes.record(path, RecordKind::Symlink { target })
+                }
+                Step::Blob(path, blob) => {
+                    let stat = rustix::fs::statat(staging, blob_name(*blob), AtFlags::SYMLINK_NOFOLLOW);
+                    let stat = BaseStat::from(stat.map_err(at(path))?);
+                    let Some(record) = real_record(path.clone(), &stat, &PathState::Absent) else { continue };
+                    files.insert(path, record.clone());
+                    record
+                }
+                Step::Link { first, path } => match files.get(&**first) {
+                    Some(record) => Record { path: path.clone(), ..record.clone() },
+                    None => continue,
+                },
+            };
+            records.push(record);
+        }
+        Ok(records)
+    }
+
+    /// Applies all steps, taking blobs from `staging`.
+    ///
+    /// # Errors
+    /// [`CommitError`] at the first step that fails; the ones before it stay.
+    pub fn apply(&self, base: &Base, staging: &OwnedFd) -> Result<(), CommitError> {
+        let mut dirs = Vec::new();
+        for step in &self.steps {
+            match step {
+                Step::Remove(path) => base.remove_all(path).map_err(at(path))?,
+                Step::Dir(path, attributes) => {
+                    make_dir(base, path, attributes).map_err(at(path))?;
+                    dirs.push((path, attributes.mtime));
+                }
+                Step::Blob(path, blob) => put_blob(base, staging, path, *blob).map_err(at(path))?,
+                Step::Link { first, path } => link(base, first, path).map_err(at(path))?,
+                Step::Symlink(path, target, attributes) => {
+                    put_symlink(base, path, OsStr::from_bytes(target), attributes).map_err(at(path))?;
+                }
+                Step::Special(path, kind, rdev, attributes) => {
+                    put_special(base, path, *kind, *rdev, attributes).map_err(at(path))?;
+                }
+            }
+        }
+        // Filling a directory changes its time.
+        for (path, mtime) in dirs.into_iter().rev() {
+            base.set_times(path, None, Some(SetTime::At(mtime))).map_err(at(path))?;
+        }
+        Ok(())
+    }
+}
+
+impl LayerPunch {
+    /// Returns whose layer it concerns.
+    #[must_use]
+    pub fn owner(&self) -> TaskId {
+        TaskId(crate::digest::Digest::from_bytes(self.owner))
+    }
+}
+
+impl Attributes {
+    fn record(&self, path: &RelPath, kind: RecordKind) -> Record {
+        Record {
+            path: path.to_owned(),
+            kind,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            mtime: self.mtime,
+            xattrs: Vec::new(),
+            before: None,
+        }
+    }
+}
+
+impl From<&Meta> for Attributes {
+    fn from(meta: &Meta) -> Self {
+        Self { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime }
+    }
+}
+
+/// Opens the directory that holds `path`, making missing directories above it.
+fn parent<'a>(base: &Base, path: &'a RelPath) -> rustix::io::Result<(OwnedFd, &'a OsStr)> {
+    match base.open_parent(path) {
+        Err(Errno::NOENT) if !base.hides(path) => {
+            for ancestor in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
+                if ancestor.is_root() || base.stat(ancestor)?.is_some() {
+                    continue;
+                }
+                let (dir, name) = base.open_parent(ancestor)?;
+                rustix::fs::mkdirat(dir, name, Mode::from_bits_truncate(0o755))?;
+            }
+            base.open_parent(path)
+        }
+        other => other,
+    }
+}
+
+fn make_dir(base: &Base, path: &RelPath, attributes: &Attributes) -> rustix::io::Result<()> {
+    if path.is_root() {
+        return set_attributes(base.root(), OsStr::new("."), attributes);
+    }
+    if base.stat(path)?.is_some_and(|stat| stat.kind != FileKind::Dir) {
+        base.remove_all(path)?;
+    }
+    let (dir, name) = parent(base, path)?;
+    match rustix::fs::mkdirat(&dir, name, Mode::from_bits_truncate(0o700)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    set_attributes(dir.as_fd(), name, attributes)
+}
+
+fn set_attributes(dir: std::os::fd::BorrowedFd<'_>, name: &OsStr, to: &Attributes) -> rustix::io::Result<()> {
+    let owner = (Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
+    match rustix::fs::chownat(dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW) {
+        // An ordinary user's files are the user's own.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(errno) => return Err(errno),
+    }
+    rustix::fs::chmodat(dir, name, Mode::from_bits_truncate(to.mode), AtFlags::empty())
+}
+
+fn put_blob(base: &Base, staging: &OwnedFd, path: &RelPath, blob: u64) -> rustix::io::Result<()> {
+    let blob = blob_name(blob);
+    match rustix::fs::statat(staging, &blob, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(errno),
+    }
+    remove_dir_in_the_way(base, path)?;
+    let (dir, name) = parent(base, path)?;
+    match rustix::fs::renameat(staging, &blob, &dir, name) {
+        Err(Errno::XDEV) => {
+            let temp = temp_name(name);
+            copy_file((staging, &blob), (&dir, &temp))?;
+            rustix::fs::renameat(&dir, &temp, &dir, name)?;
+            rustix::fs::unlinkat(staging, &blob, AtFlags::empty())
+        }
+        other => other,
+    }
+}
+
+fn link(base: &Base, first: &RelPath, path: &RelPath) -> rustix::io::Result<()> {
+    let Some(first_stat) = base.stat(first)? else { return Err(Errno::NOENT) };
+    if base.stat(path)?.is_some_and(|stat| {
+        (stat.identity.dev, stat.identity.ino) == (first_stat.identity.dev, first_stat.identity.ino)
+    }) {
+        return Ok(());
+    }
+    remove_dir_in_the_way(base, path)?;
+    let (from_dir, from_name) = base.open_parent(first)?;
+    let (dir, name) = parent(base, path)?;
+    let temp = temp_name(name);
+    remove_temp(&dir, &temp)?;
+    rustix::fs::linkat(from_dir, from_name, &dir, &temp, AtFlags::empty())?;
+    rustix::fs::renameat(&dir, &temp, &dir, name)
+}
+
+fn put_symlink(base: &Base, path: &RelPath, target: &OsStr, attributes: &Attributes) -> rustix::io::Result<()> {
+    remove_dir_in_the_way(base, path)?;
+    let (dir, name) = parent(base, path)?;
+    let temp = temp_name(name);
+    remove_temp(&dir, &temp)?;
+    rustix::fs::symlinkat(target, &dir, &temp)?;
+    let owner = (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
+    match rustix::fs::chownat(&dir, &temp, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(errno) => return Err(errno),
+    }
+    let times = timestamps(None, Some(SetTime::At(attributes.mtime)));
+    rustix::fs::utimensat(&dir, &temp, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    rustix::fs::renameat(&dir, &temp, &dir, name)
+}
+
+fn put_special(
+    base: &Base,
+    path: &RelPath,
+    kind: FileKind,
+    rdev: u32,
+    attributes: &Attributes,
+) -> rustix::io::Result<()> {
+    let file_type = match kind {
+        FileKind::Fifo => FileType::Fifo,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharacterDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::File | FileKind::Dir | FileKind::Symlink => return Err(Errno::INVAL),
+    };
+    base.remove_all(path)?;
+    let (dir, name) = parent(base, path)?;
+    rustix::fs::mknodat(&dir, name, file_type, Mode::from_bits_truncate(attributes.mode), u64::from(rdev))?;
+    set_attributes(dir.as_fd(), name, attributes)
+}
+
+fn remove_dir_in_the_way(base: &Base, path: &RelPath) -> rustix::io::Result<()> {
+    if base.stat(path)?.is_some_and(|stat| stat.kind == FileKind::Dir) {
+        base.remove_all(path)?;
+    }
+    Ok(())
+}
+
+fn remove_temp(dir: &OwnedFd, temp: &OsStr) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(dir, temp, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Returns a name beside `name`; a long one is shortened to stay within 255 bytes.
+fn temp_name(name: &OsStr) -> OsString {
+    let kept = name.len().min(255 - TEMP_SUFFIX.len());
+    OsString::from_vec([&name.as_bytes()[..kept], TEMP_SUFFIX].concat())
+}

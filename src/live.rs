@@ -1,0 +1,220 @@
+//! The live mount's tree: what users and editors see.
+//!
+//! Reading merges base and layers. Writing goes through to the base; touching something virtual makes it
+//! real first, just that one object.
+
+mod ops;
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::fs::{FileKind, FsError, Invalidator, NodeId};
+use crate::materialise::Materialiser;
+use crate::path::{RelPath, RelPathBuf};
+use crate::store::Store;
+use crate::touched::Touched;
+use crate::tree::{Found, ObjectId, Perspective, Tree};
+
+/// Inode numbers from here on are ours; below it they are the base's own.
+const OWN_NUMBERS: u64 = 1 << 62;
+
+/// The live mount's tree.
+#[derive(Debug)]
+pub struct Live {
+    materialiser: Arc<Materialiser>,
+    store: Arc<Store>,
+    touched: Arc<Touched>,
+    /// Names that the kernel knows. Taken before any lock of the tree, and held across an operation on the
+    /// base, so that a name and its node change together.
+    nodes: Mutex<Nodes>,
+}
+
+#[derive(Debug)]
+struct Nodes {
+    nodes: HashMap<NodeId, Node>,
+    by_object: HashMap<ObjectId, NodeId>,
+    next_own: u64,
+}
+
+#[derive(Debug)]
+struct Node {
+    kind: FileKind,
+    object: Option<ObjectId>,
+    /// Where it is; empty once it is unlinked.
+    names: Vec<(NodeId, OsString)>,
+    children: HashMap<OsString, NodeId>,
+    /// Cloned into every open handle.
+    token: Arc<()>,
+    /// A handle that may outlive the last name.
+    open: Weak<File>,
+}
+
+impl Live {
+    /// Opens the tree.
+    #[must_use]
+    pub fn new(materialiser: Arc<Materialiser>, store: Arc<Store>, touched: Arc<Touched>) -> Self {
+        Self { materialiser, store, touched, nodes: Mutex::new(Nodes::new()) }
+    }
+
+    /// Tells `invalidator` of every name and node the kernel may know whose path `concerns` says has
+    /// changed.
+    pub fn invalidate(&self, invalidator: &dyn Invalidator, concerns: impl Fn(&RelPath) -> bool) {
+        let mut changed = Vec::new();
+        {
+            let nodes = self.lock();
+            for (id, node) in &nodes.nodes {
+                for (parent, name) in &node.names {
+                    if nodes.path(*id).is_ok_and(|path| concerns(&path)) {
+                        changed.push((*id, *parent, name.clone()));
+                    }
+                }
+            }
+        }
+        for (node, parent, name) in changed {
+            invalidator.node_changed(node);
+            invalidator.entry_changed(parent, &name);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tree(&self) -> &Tree {
+        &self.materialiser.tree
+    }
+
+    fn find(&self, path: &RelPath) -> Result<Option<Found>, FsError> {
+        Ok(self.tree().find(path, Perspective::ALL)?)
+    }
+
+    fn touch(&self, path: &RelPath) {
+        self.touched.touch(path, None);
+    }
+}
+
+impl Nodes {
+    fn new() -> Self {
+        let nodes = HashMap::from([(NodeId::ROOT, Node::new(FileKind::Dir, None))]);
+        Self { nodes, by_object: HashMap::new(), next_own: OWN_NUMBERS }
+    }
+
+    fn get(&self, id: NodeId) -> Result<&Node, FsError> {
+        self.nodes.get(&id).ok_or(FsError::NotFound)
+    }
+
+    fn path(&self, id: NodeId) -> Result<RelPathBuf, FsError> {
+        if id == NodeId::ROOT {
+            return Ok(RelPathBuf::root());
+        }
+        let (parent, name) = self.get(id)?.names.first().ok_or(FsError::NotFound)?;
+        Ok(self.path(*parent)?.join(name))
+    }
+
+    fn child_path(&self, parent: NodeId, name: &OsStr) -> Result<RelPathBuf, FsError> {
+        Ok(self.path(parent)?.join(name))
+    }
+
+    /// Returns the node of what was found under a name: the one it has, if it is still the same object.
+    fn node_for(&mut self, parent: NodeId, name: &OsStr, found: &Found) -> NodeId {
+        let object = found.object_id();
+        let kind = found.kind();
+        if let Some(&id) = self.nodes.get(&parent).and_then(|dir| dir.children.get(name)) {
+            if self.nodes.get(&id).is_some_and(|node| node.kind == kind && node.object == object) {
+                return id;
+            }
+            self.unname(parent, name);
+        }
+        let shared = object.as_ref().and_then(|object| self.by_object.get(object)).copied();
+        let id = shared.unwrap_or_else(|| {
+            let id = match found {
+                Found::Base(stat) => self.base_number(stat.identity.ino),
+                Found::Virtual(..) => self.own_number(),
+            };
+            self.nodes.insert(id, Node::new(kind, object.clone()));
+            if let Some(object) = object {
+                self.by_object.insert(object, id);
+            }
+            id
+        });
+        self.name(id, parent, name);
+        id
+    }
+
+    fn name(&mut self, id: NodeId, parent: NodeId, name: &OsStr) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.names.push((parent, name.to_owned()));
+        }
+        if let Some(dir) = self.nodes.get_mut(&parent) {
+            dir.children.insert(name.to_owned(), id);
+        }
+    }
+
+    /// Takes a name off the node it leads to, and returns the node.
+    fn unname(&mut self, parent: NodeId, name: &OsStr) -> Option<NodeId> {
+        let id = self.nodes.get_mut(&parent)?.children.remove(name)?;
+        let node = self.nodes.get_mut(&id)?;
+        node.names.retain(|(dir, known)| (*dir, known.as_os_str()) != (parent, name));
+        if node.names.is_empty()
+            && let Some(object) = node.object.take()
+        {
+            self.by_object.remove(&object);
+        }
+        Some(id)
+    }
+
+    /// Notes that a node's object is another one now, under the same names.
+    fn reidentify(&mut self, id: NodeId, object: Option<ObjectId>) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let old = std::mem::replace(&mut node.object, object.clone());
+        if let Some(old) = old {
+            self.by_object.remove(&old);
+        }
+        if let Some(object) = object {
+            self.by_object.insert(object, id);
+        }
+    }
+
+    fn forget(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        if id == NodeId::ROOT || !node.children.is_empty() {
+            return;
+        }
+        for (parent, name) in node.names.clone() {
+            self.unname(parent, &name);
+        }
+        self.nodes.remove(&id);
+    }
+
+    fn own_number(&mut self) -> NodeId {
+        self.next_own += 1;
+        NodeId(self.next_own)
+    }
+
+    fn base_number(&mut self, ino: u64) -> NodeId {
+        let id = NodeId(ino);
+        if ino <= NodeId::ROOT.0 || ino >= OWN_NUMBERS || self.nodes.contains_key(&id) {
+            return self.own_number();
+        }
+        id
+    }
+}
+
+impl Node {
+    fn new(kind: FileKind, object: Option<ObjectId>) -> Self {
+        Self {
+            kind,
+            object,
+            names: Vec::new(),
+            children: HashMap::new(),
+            token: Arc::new(()),
+            open: Weak::new(),
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        Arc::strong_count(&self.token) > 1
+    }
+}

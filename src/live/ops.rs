@@ -1,0 +1,422 @@
+//! The file-system operations of the live mount.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+
+use super::{Live, Nodes};
+use crate::base::{BaseStat, timestamps};
+use crate::fs::{
+    Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
+    OpenFlags, RenameFlags,
+};
+use crate::open_file::{RealFile, open_virtual};
+use crate::path::{RelPath, RelPathBuf};
+use crate::tree::{Found, Perspective};
+
+/// What `d_ino` shows where the number is not known (`FUSE_UNKNOWN_INO`).
+const UNKNOWN_NUMBER: NodeId = NodeId(0xffff_ffff);
+
+/// Bit that makes a directory hand its group down to what is created in it.
+const SET_GROUP_ID: u32 = 0o2000;
+
+impl Live {
+    /// Returns what is at a node's path, having made sure it still is the node's object.
+    fn found(&self, nodes: &Nodes, id: NodeId) -> Result<(RelPathBuf, Found), FsError> {
+        let path = nodes.path(id)?;
+        let found = self.find(&path)?.ok_or(FsError::Stale)?;
+        let node = nodes.get(id)?;
+        if found.kind() != node.kind || found.object_id() != node.object {
+            return Err(FsError::Stale);
+        }
+        Ok((path, found))
+    }
+
+    /// Makes a node's object real, and its ancestors.
+    ///
+    /// Where handles of the virtual object are open its names lead to a new node from then on, since all
+    /// handles of one node must share their backing; the caller is told to look it up again.
+    fn make_real(&self, nodes: &mut Nodes, id: NodeId) -> Result<RelPathBuf, FsError> {
+        let (path, found) = self.found(nodes, id)?;
+        if let Found::Base(_) = found {
+            return Ok(path);
+        }
+        self.materialiser.object(&path)?;
+        let real = self.find(&path)?.ok_or(FsError::Stale)?;
+        let node = nodes.get(id)?;
+        if node.is_open() {
+            for (parent, name) in node.names.clone() {
+                nodes.unname(parent, &name);
+            }
+            return Err(FsError::Stale);
+        }
+        nodes.reidentify(id, real.object_id());
+        Ok(path)
+    }
+
+    /// Prepares for something new under a name: real ancestors, nothing stale in the way.
+    fn make_room(&self, nodes: &Nodes, parent: NodeId, name: &OsStr) -> Result<RelPathBuf, FsError> {
+        let dir = nodes.path(parent)?;
+        let path = dir.join(name);
+        if self.tree().base().hides(&path) {
+            return Err(FsError::NotPermitted);
+        }
+        if self.find(&path)?.is_some() {
+            return Err(FsError::AlreadyExists);
+        }
+        self.materialiser.dir(&dir)?;
+        self.materialiser.clear_way(&path)?;
+        Ok(path)
+    }
+
+    /// Runs `make` on the real parent directory, gives the new object to the caller, and returns its
+    /// attributes.
+    fn make(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: Option<u32>,
+        make: impl FnOnce(&std::os::fd::OwnedFd, &OsStr) -> rustix::io::Result<()>,
+    ) -> Result<Attr, FsError> {
+        let nodes = &mut *self.lock();
+        let path = self.make_room(nodes, parent, name)?;
+        let (dir, name) = self.tree().base().open_parent(&path)?;
+        make(&dir, name)?;
+        let parent_stat = BaseStat::from(rustix::fs::fstat(&dir)?);
+        let gid = if parent_stat.mode & SET_GROUP_ID != 0 { parent_stat.gid } else { caller.gid };
+        let owner = (Some(Uid::from_raw(caller.uid)), Some(Gid::from_raw(gid)));
+        match rustix::fs::chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(()) | Err(Errno::PERM) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if let Some(mode) = mode {
+            let inherited = match self.find(&path)? {
+                Some(Found::Base(stat)) if stat.kind == FileKind::Dir => parent_stat.mode & SET_GROUP_ID,
+                _ => 0,
+            };
+            let mode = Mode::from_bits_truncate(mode | inherited);
+            rustix::fs::chmodat(&dir, name, mode, AtFlags::empty())?;
+        }
+        self.touch(&path);
+        self.entry(nodes, parent, name, &path)
+    }
+
+    fn entry(&self, nodes: &mut Nodes, parent: NodeId, name: &OsStr, path: &RelPath) -> Result<Attr, FsError> {
+        let found = self.find(path)?.ok_or(FsError::NotFound)?;
+        let id = nodes.node_for(parent, name, &found);
+        Ok(found.attr(id))
+    }
+
+    /// Removes a name, whatever of it is real and whatever virtual.
+    fn remove(&self, nodes: &mut Nodes, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
+        let path = nodes.child_path(parent, name)?;
+        self.materialiser.dir(&nodes.path(parent)?)?;
+        self.materialiser.clear_way(&path)?;
+        self.touch(&path);
+        nodes.unname(parent, name);
+        Ok(())
+    }
+
+    fn change(&self, path: &RelPath, changes: &AttrChanges) -> Result<(), FsError> {
+        let object = self.tree().base().open(path, OFlags::PATH | OFlags::NOFOLLOW, 0)?;
+        if changes.uid.is_some() || changes.gid.is_some() {
+            let (uid, gid) = (changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw));
+            rustix::fs::chownat(&object, "", uid, gid, AtFlags::EMPTY_PATH)?;
+        }
+        if let Some(mode) = changes.mode {
+            let by_descriptor = format!("/proc/self/fd/{}", object.as_raw_fd());
+            let mode = Mode::from_bits_truncate(mode);
+            rustix::fs::chmodat(rustix::fs::CWD, &*by_descriptor, mode, AtFlags::empty())?;
+        }
+        if let Some(size_bytes) = changes.size_bytes {
+            let file = self.tree().base().open(path, OFlags::WRONLY | OFlags::NOFOLLOW, 0)?;
+            rustix::fs::ftruncate(file, size_bytes)?;
+        }
+        if changes.atime.is_some() || changes.mtime.is_some() {
+            self.tree().base().set_times(path, changes.atime, changes.mtime)?;
+        }
+        Ok(())
+    }
+
+    fn open_real(&self, nodes: &mut Nodes, id: NodeId, path: &RelPath, flags: OpenFlags) -> Result<Arc<dyn OpenFile>, FsError> {
+        let access = if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) { OFlags::RDWR } else { OFlags::RDONLY };
+        let truncate = if flags.contains(OpenFlags::TRUNCATE) { OFlags::TRUNC } else { OFlags::empty() };
+        let open = |access| self.tree().base().open(path, access | truncate | OFlags::NOFOLLOW | OFlags::NONBLOCK, 0);
+        let file = match open(access) {
+            // A file that its owner may write but not read.
+            Err(Errno::ACCESS) if access == OFlags::RDWR => open(OFlags::WRONLY)?,
+            other => other?,
+        };
+        let file = Arc::new(File::from(file));
+        let node = nodes.nodes.get_mut(&id).ok_or(FsError::NotFound)?;
+        node.open = Arc::downgrade(&file);
+        Ok(Arc::new(RealFile::new(file, Arc::clone(&node.token))))
+    }
+
+    /// Makes a name free for a rename: what is there must be an empty directory or no directory.
+    fn replaceable(&self, to: &RelPath, source_kind: FileKind) -> Result<(), FsError> {
+        let Some(target) = self.find(to)? else { return Ok(()) };
+        match (source_kind == FileKind::Dir, target.kind() == FileKind::Dir) {
+            (true, false) => Err(FsError::NotADirectory),
+            (false, true) => Err(FsError::IsADirectory),
+            (true, true) if !self.tree().list(to, Perspective::ALL)?.is_empty() => {
+                Err(FsError::DirectoryNotEmpty)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Filesystem for Live {
+    fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, FsError> {
+        let nodes = &mut *self.lock();
+        let path = nodes.child_path(parent, name)?;
+        match self.find(&path)? {
+            Some(found) => {
+                let id = nodes.node_for(parent, name, &found);
+                Ok(found.attr(id))
+            }
+            None => {
+                nodes.unname(parent, name);
+                Err(FsError::NotFound)
+            }
+        }
+    }
+
+    fn forget(&self, node: NodeId) {
+        self.lock().forget(node);
+    }
+
+    fn attr(&self, node: NodeId) -> Result<Attr, FsError> {
+        let nodes = &*self.lock();
+        if let Some(file) = nodes.get(node)?.open.upgrade()
+            && nodes.get(node)?.names.is_empty()
+        {
+            return Ok(BaseStat::from(rustix::fs::fstat(&*file)?).attr(node));
+        }
+        let (_, found) = self.found(nodes, node)?;
+        Ok(found.attr(node))
+    }
+
+    fn set_attr(&self, node: NodeId, changes: AttrChanges) -> Result<Attr, FsError> {
+        let nodes = &mut *self.lock();
+        if nodes.get(node)?.names.is_empty()
+            && let Some(file) = nodes.get(node)?.open.upgrade()
+        {
+            change_open(&file, &changes)?;
+            return Ok(BaseStat::from(rustix::fs::fstat(&*file)?).attr(node));
+        }
+        let path = self.make_real(nodes, node)?;
+        self.change(&path, &changes)?;
+        self.touch(&path);
+        Ok(self.find(&path)?.ok_or(FsError::Stale)?.attr(node))
+    }
+
+    fn read_link(&self, node: NodeId) -> Result<OsString, FsError> {
+        let nodes = &*self.lock();
+        let (path, found) = self.found(nodes, node)?;
+        match found {
+            Found::Base(_) => Ok(self.tree().base().read_link(&path)?),
+            Found::Virtual(_, record) => match record.kind {
+                crate::archive::RecordKind::Symlink { target } => Ok(target),
+                _ => Err(FsError::InvalidArgument),
+            },
+        }
+    }
+
+    fn make_node(&self, caller: Caller, parent: NodeId, name: &OsStr, new: NewNode) -> Result<Attr, FsError> {
+        self.make(caller, parent, name, Some(new.mode), |dir, name| {
+            let kind = match new.kind {
+                FileKind::File => rustix::fs::FileType::RegularFile,
+                FileKind::Fifo => rustix::fs::FileType::Fifo,
+                FileKind::Socket => rustix::fs::FileType::Socket,
+                FileKind::CharDevice => rustix::fs::FileType::CharacterDevice,
+                FileKind::BlockDevice => rustix::fs::FileType::BlockDevice,
+                FileKind::Dir | FileKind::Symlink => return Err(Errno::INVAL),
+            };
+            rustix::fs::mknodat(dir, name, kind, Mode::from_bits_truncate(new.mode), u64::from(new.rdev))
+        })
+    }
+
+    fn make_dir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Attr, FsError> {
+        self.make(caller, parent, name, Some(mode), |dir, name| {
+            rustix::fs::mkdirat(dir, name, Mode::from_bits_truncate(mode))
+        })
+    }
+
+    fn make_symlink(&self, caller: Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Attr, FsError> {
+        self.make(caller, parent, name, None, |dir, name| rustix::fs::symlinkat(target, dir, name))
+    }
+
+    fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr, FsError> {
+        let nodes = &mut *self.lock();
+        let from = self.make_real(nodes, node)?;
+        let to = self.make_room(nodes, parent, name)?;
+        let (from_dir, from_name) = self.tree().base().open_parent(&from)?;
+        let (to_dir, to_name) = self.tree().base().open_parent(&to)?;
+        rustix::fs::linkat(from_dir, from_name, to_dir, to_name, AtFlags::empty())?;
+        self.touch(&from);
+        self.touch(&to);
+        self.entry(nodes, parent, name, &to)
+    }
+
+    fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
+        let nodes = &mut *self.lock();
+        let path = nodes.child_path(parent, name)?;
+        match self.find(&path)?.map(|found| found.kind()) {
+            None => return Err(FsError::NotFound),
+            Some(FileKind::Dir) => return Err(FsError::IsADirectory),
+            Some(_) => {}
+        }
+        // An open handle must be able to tell attributes after the name is gone.
+        self.remove(nodes, parent, name)
+    }
+
+    fn remove_dir(&self, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
+        let nodes = &mut *self.lock();
+        let path = nodes.child_path(parent, name)?;
+        match self.find(&path)?.map(|found| found.kind()) {
+            None => return Err(FsError::NotFound),
+            Some(FileKind::Dir) => {}
+            Some(_) => return Err(FsError::NotADirectory),
+        }
+        if !self.tree().list(&path, Perspective::ALL)?.is_empty() {
+            return Err(FsError::DirectoryNotEmpty);
+        }
+        self.remove(nodes, parent, name)
+    }
+
+    fn rename(
+        &self,
+        (from_dir, from_name): (NodeId, &OsStr),
+        (to_dir, to_name): (NodeId, &OsStr),
+        flags: RenameFlags,
+    ) -> Result<(), FsError> {
+        let nodes = &mut *self.lock();
+        let from = nodes.child_path(from_dir, from_name)?;
+        let to = nodes.child_path(to_dir, to_name)?;
+        if self.tree().base().hides(&to) {
+            return Err(FsError::NotPermitted);
+        }
+        let source = self.find(&from)?.ok_or(FsError::NotFound)?;
+        self.materialiser.subtree(&from)?;
+        self.materialiser.dir(&nodes.path(to_dir)?)?;
+        if flags.contains(RenameFlags::EXCHANGE) {
+            self.materialiser.subtree(&to)?;
+            self.tree().base().rename(&from, &to, rustix::fs::RenameFlags::EXCHANGE)?;
+        } else {
+            if flags.contains(RenameFlags::NO_REPLACE) && self.find(&to)?.is_some() {
+                return Err(FsError::AlreadyExists);
+            }
+            self.replaceable(&to, source.kind())?;
+            if source.kind() == FileKind::Dir || !matches!(self.find(&to)?, Some(Found::Base(_))) {
+                // Nothing visible is lost: what is there is an empty directory, stale, or virtual.
+                self.materialiser.clear_way(&to)?;
+            }
+            self.tree().base().rename(&from, &to, rustix::fs::RenameFlags::empty())?;
+        }
+        self.touch(&from);
+        self.touch(&to);
+        let moved = nodes.unname(from_dir, from_name);
+        let replaced = nodes.unname(to_dir, to_name);
+        if let Some(moved) = moved {
+            nodes.name(moved, to_dir, to_name);
+        }
+        if let (true, Some(replaced)) = (flags.contains(RenameFlags::EXCHANGE), replaced) {
+            nodes.name(replaced, from_dir, from_name);
+        }
+        // What was virtual until now is another object.
+        for (dir, name, path) in [(to_dir, to_name, &to), (from_dir, from_name, &from)] {
+            if let (Some(&id), Some(found)) =
+                (nodes.get(dir)?.children.get(name), self.find(path)?)
+            {
+                nodes.reidentify(id, found.object_id());
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, node: NodeId, flags: OpenFlags) -> Result<Arc<dyn OpenFile>, FsError> {
+        let nodes = &mut *self.lock();
+        if nodes.get(node)?.kind != FileKind::File {
+            return Err(FsError::InvalidArgument);
+        }
+        if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+            let path = self.make_real(nodes, node)?;
+            self.touch(&path);
+            return self.open_real(nodes, node, &path, flags);
+        }
+        let (path, found) = self.found(nodes, node)?;
+        match found {
+            Found::Base(_) => self.open_real(nodes, node, &path, flags),
+            Found::Virtual(layer, record) => {
+                let token = Arc::clone(&nodes.get(node)?.token);
+                open_virtual(&self.store, layer.archive(), &record, token)
+            }
+        }
+    }
+
+    fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
+        let new = NewNode { kind: FileKind::File, mode, rdev: 0 };
+        let attr = self.make_node(caller, parent, name, new)?;
+        let nodes = &mut *self.lock();
+        let path = nodes.path(attr.node)?;
+        Ok((attr, self.open_real(nodes, attr.node, &path, flags | OpenFlags::WRITE)?))
+    }
+
+    fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {
+        let nodes = &*self.lock();
+        let path = nodes.path(node)?;
+        let known = &nodes.get(node)?.children;
+        let names = self.tree().list(&path, Perspective::ALL)?;
+        Ok(names
+            .into_iter()
+            .map(|(name, kind)| {
+                let node = known.get(&name).copied().unwrap_or(UNKNOWN_NUMBER);
+                DirEntry { node, kind, name }
+            })
+            .collect())
+    }
+
+    fn stats(&self) -> Result<FsStats, FsError> {
+        Ok(FsStats::of(&self.tree().base().stats()?))
+    }
+
+    fn sync_dir(&self, node: NodeId) -> Result<(), FsError> {
+        let path = self.lock().path(node)?;
+        match self.tree().base().open(&path, OFlags::RDONLY | OFlags::DIRECTORY, 0) {
+            Ok(dir) => Ok(rustix::fs::fsync(dir)?),
+            // Virtual: its archive is durable.
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+fn change_open(file: &File, changes: &AttrChanges) -> Result<(), FsError> {
+    if let Some(mode) = changes.mode {
+        rustix::fs::fchmod(file, Mode::from_bits_truncate(mode))?;
+    }
+    if changes.uid.is_some() || changes.gid.is_some() {
+        rustix::fs::fchown(file, changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw))?;
+    }
+    if let Some(size_bytes) = changes.size_bytes {
+        rustix::fs::ftruncate(file, size_bytes)?;
+    }
+    if changes.atime.is_some() || changes.mtime.is_some() {
+        rustix::fs::futimens(file.as_fd(), &timestamps(changes.atime, changes.mtime))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! Open files: of the base, of an upper layer, or virtual.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::archive::{Archive, Record, RecordKind};
+use crate::digest::Digest;
+use crate::fs::{FsError, OpenFile, SeekTo};
+use crate::store::Store;
+
+/// Virtual files up to this size are served from decompressed frames; larger ones are hydrated, so that
+/// the kernel can read and map them directly.
+const SERVED_FROM_FRAMES_BYTES_MAX: u64 = 128 * 1024;
+
+/// A real file.
+#[derive(Debug)]
+pub struct RealFile {
+    file: Arc<File>,
+    /// Keeps a count of who has the node's present content open.
+    _token: Arc<()>,
+}
+
+impl RealFile {
+    /// Takes an open file; `token` lives as long as it.
+    #[must_use]
+    pub fn new(file: impl Into<Arc<File>>, token: Arc<()>) -> Self {
+        Self { file: file.into(), _token: token }
+    }
+}
+
+impl OpenFile for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, FsError> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, FsError> {
+        self.file.write_all_at(data, offset)?;
+        Ok(data.len())
+    }
+
+    fn backing(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    fn sync(&self, data_only: bool) -> Result<(), FsError> {
+        if data_only { self.file.sync_data()? } else { self.file.sync_all()? }
+        Ok(())
+    }
+
+    fn allocate(&self, mode: u32, offset: u64, length_bytes: u64) -> Result<(), FsError> {
+        let flags = FallocateFlags::from_bits(mode).ok_or(FsError::NotSupported)?;
+        Ok(rustix::fs::fallocate(&self.file, flags, offset, length_bytes)?)
+    }
+
+    fn seek(&self, offset: u64, to: SeekTo) -> Result<u64, FsError> {
+        let to = match to {
+            SeekTo::Data => SeekFrom::Data(offset),
+            SeekTo::Hole => SeekFrom::Hole(offset),
+        };
+        Ok(rustix::fs::seek(&self.file, to)?)
+    }
+}
+
+/// A small virtual file, served from the frames of its archive.
+#[derive(Debug)]
+pub struct FrameFile {
+    archive: Arc<Archive>,
+    record: Record,
+    size_bytes: u64,
+    _token: Arc<()>,
+}
+
+impl OpenFile for FrameFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, FsError> {
+        Ok(self.archive.read_at(&self.record, offset, buffer)?)
+    }
+
+    fn write_at(&self, _data: &[u8], _offset: u64) -> Result<usize, FsError> {
+        Err(FsError::Os(Errno::BADF.into()))
+    }
+
+    fn backing(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn sync(&self, _data_only: bool) -> Result<(), FsError> {
+        Ok(())
+    }
+
+    fn allocate(&self, _mode: u32, _offset: u64, _length_bytes: u64) -> Result<(), FsError> {
+        Err(FsError::Os(Errno::BADF.into()))
+    }
+
+    fn seek(&self, offset: u64, to: SeekTo) -> Result<u64, FsError> {
+        match to {
+            _ if offset >= self.size_bytes => Err(FsError::Os(Errno::NXIO.into())),
+            SeekTo::Data => Ok(offset),
+            SeekTo::Hole => Ok(self.size_bytes),
+        }
+    }
+}
+
+/// Opens a virtual file for reading: from the frames where it is small, else hydrated into the blob store.
+///
+/// # Errors
+/// [`FsError::Corrupt`] where the archive is damaged; [`FsError::Os`] where the store cannot be written.
+pub fn open_virtual(
+    store: &Store,
+    archive: &Arc<Archive>,
+    record: &Record,
+    token: Arc<()>,
+) -> Result<Arc<dyn OpenFile>, FsError> {
+    let RecordKind::File { size_bytes, content, .. } = &record.kind else {
+        return Err(FsError::InvalidArgument);
+    };
+    if *size_bytes <= SERVED_FROM_FRAMES_BYTES_MAX {
+        return Ok(Arc::new(FrameFile {
+            archive: Arc::clone(archive),
+            record: record.clone(),
+            size_bytes: *size_bytes,
+            _token: token,
+        }));
+    }
+    let digest = content.ok_or_else(|| FsError::Corrupt(format!("{:?} has no content hash", record.path)))?;
+    if let Some(blob) = store.blob(digest)? {
+        return Ok(Arc::new(RealFile::new(blob, token)));
+    }
+    let temp = store.create_temp()?;
+    archive.copy_to(record, temp.file())?;
+    Ok(Arc::new(RealFile::new(temp.publish_blob(digest)?, token)))
+}
+
+/// Returns whether a virtual file was decompressed into the blob store.
+#[must_use]
+pub fn is_hydrated(store: &Store, size_bytes: u64, content: Option<Digest>) -> bool {
+    size_bytes > SERVED_FROM_FRAMES_BYTES_MAX
+        && content.is_some_and(|digest| matches!(store.blob(digest), Ok(Some(_))))
+}

@@ -1,0 +1,208 @@
+//! A layer: the outputs of one cached run, attached to the tree and backed by its archive.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use uuid::Uuid;
+
+use crate::archive::{Archive, ArchiveError, Record, RecordKind};
+use crate::base::BaseStat;
+use crate::claim::Claimed;
+use crate::filter::Filter;
+use crate::fs::Timestamp;
+use crate::index::TaskId;
+use crate::path::{RelPath, RelPathBuf};
+use crate::state::PathState;
+
+/// The outputs of one cached run.
+///
+/// Paths that somebody wrote or removed since are *punched*: the base has the truth about them.
+#[derive(Debug)]
+pub struct Layer {
+    owner: TaskId,
+    task_name: String,
+    entry: Uuid,
+    archive_id: Uuid,
+    archive: Arc<Archive>,
+    /// Added to recorded modification times, in nanoseconds.
+    shift_ns: i64,
+    stale: Option<Stale>,
+    /// With the state that the owner's run had found there. Innermost lock.
+    punched: RwLock<BTreeMap<RelPathBuf, Option<PathState>>>,
+}
+
+/// Outputs of an earlier run that lie in the base and that the layer's own outputs supersede.
+#[derive(Debug)]
+pub struct Stale {
+    /// What the earlier run left.
+    pub claimed: Arc<Claimed>,
+    /// Which of it are outputs.
+    pub outputs: Filter,
+}
+
+/// What a [`Layer`] is made of.
+#[derive(Debug)]
+pub struct LayerParts {
+    /// Task whose outputs they are.
+    pub owner: TaskId,
+    /// Its name.
+    pub task_name: String,
+    /// Entry they belong to.
+    pub entry: Uuid,
+    /// Id of the archive.
+    pub archive_id: Uuid,
+    /// The archive.
+    pub archive: Arc<Archive>,
+    /// Added to recorded modification times, in nanoseconds.
+    pub shift_ns: i64,
+    /// What it hides of the base.
+    pub stale: Option<Stale>,
+    /// Paths that are punched already, with the state that the owner's run had found there.
+    pub punched: BTreeMap<RelPathBuf, Option<PathState>>,
+}
+
+impl Layer {
+    /// Puts a layer together.
+    #[must_use]
+    pub fn new(parts: LayerParts) -> Self {
+        let LayerParts { owner, task_name, entry, archive_id, archive, shift_ns, stale, punched } = parts;
+        Self { owner, task_name, entry, archive_id, archive, shift_ns, stale, punched: RwLock::new(punched) }
+    }
+
+    /// Returns the task whose outputs these are.
+    #[must_use]
+    pub fn owner(&self) -> &TaskId {
+        &self.owner
+    }
+
+    /// Returns the task's name.
+    #[must_use]
+    pub fn task_name(&self) -> &str {
+        &self.task_name
+    }
+
+    /// Returns the entry.
+    #[must_use]
+    pub fn entry(&self) -> Uuid {
+        self.entry
+    }
+
+    /// Returns the archive's id.
+    #[must_use]
+    pub fn archive_id(&self) -> Uuid {
+        self.archive_id
+    }
+
+    /// Returns the archive.
+    #[must_use]
+    pub fn archive(&self) -> &Arc<Archive> {
+        &self.archive
+    }
+
+    /// Returns what is added to recorded modification times, in nanoseconds.
+    #[must_use]
+    pub fn shift_ns(&self) -> i64 {
+        self.shift_ns
+    }
+
+    /// Returns what the layer hides of the base.
+    #[must_use]
+    pub fn stale(&self) -> Option<&Stale> {
+        self.stale.as_ref()
+    }
+
+    /// Returns the modification time that a record's object shows.
+    #[must_use]
+    pub fn mtime(&self, record: &Record) -> Timestamp {
+        record.mtime.shifted(self.shift_ns)
+    }
+
+    /// Takes `path` out of the layer; `before` is the state that the owner's run had found there.
+    pub fn punch(&self, path: &RelPath, before: Option<PathState>) {
+        self.punched.write().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), before);
+    }
+
+    /// Returns the state before the owner's run of a path that was taken out.
+    #[must_use]
+    pub fn punched_before(&self, path: &RelPath) -> Option<Option<PathState>> {
+        self.punched.read().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+    }
+
+    /// Returns whether `path` was taken out.
+    #[must_use]
+    pub fn is_punched(&self, path: &RelPath) -> bool {
+        self.punched.read().unwrap_or_else(PoisonError::into_inner).contains_key(path)
+    }
+
+    /// Returns whether anything was taken out.
+    #[must_use]
+    pub fn has_punches(&self) -> bool {
+        !self.punched.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Returns the record of `path`, punched or not.
+    ///
+    /// # Errors
+    /// Where the archive is damaged.
+    pub fn record(&self, path: &RelPath) -> Result<Option<Record>, ArchiveError> {
+        self.archive.toc().find(path)
+    }
+
+    /// Returns the record of `path`, unless it is punched.
+    ///
+    /// # Errors
+    /// Where the archive is damaged.
+    pub fn find(&self, path: &RelPath) -> Result<Option<Record>, ArchiveError> {
+        if self.is_punched(path) {
+            return Ok(None);
+        }
+        self.record(path)
+    }
+
+    /// Returns the records of a directory's children that are not punched.
+    ///
+    /// # Errors
+    /// Where the archive is damaged.
+    pub fn children(&self, dir: &RelPath) -> Result<Vec<Record>, ArchiveError> {
+        let mut records = self.archive.toc().children(dir)?;
+        if self.has_punches() {
+            records.retain(|record| !self.is_punched(&record.path));
+        }
+        Ok(records)
+    }
+
+    /// Returns all records that are not punched.
+    pub fn records(&self) -> impl Iterator<Item = Result<Record, ArchiveError>> + '_ {
+        self.archive
+            .toc()
+            .iter()
+            .filter(|record| !record.as_ref().is_ok_and(|record| self.is_punched(&record.path)))
+    }
+
+    pub(super) fn deletes(&self, path: &RelPath) -> Result<bool, ArchiveError> {
+        if self.archive.toc().totals().whiteouts == 0 {
+            return Ok(false);
+        }
+        Ok(self.find(path)?.is_some_and(|record| matches!(record.kind, RecordKind::Absent)))
+    }
+
+    pub(super) fn deletes_ancestor(&self, path: &RelPath) -> Result<bool, ArchiveError> {
+        if self.archive.toc().totals().whiteouts == 0 {
+            return Ok(false);
+        }
+        for ancestor in path.ancestors() {
+            if self.deletes(ancestor)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Stale {
+    /// Returns whether the earlier run created what the base has at `path`, and nobody changed it since.
+    pub(super) fn created(&self, path: &RelPath, stat: &BaseStat) -> Result<bool, ArchiveError> {
+        Ok(self.outputs.selects(path, true)
+            && self.claimed.owned(path, stat)?.is_some_and(|owned| owned.before.is_none()))
+    }
+}

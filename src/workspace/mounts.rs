@@ -1,0 +1,223 @@
+//! What changes when a live mount comes and goes, and what a crash left behind.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::restore::Target;
+use super::{Materialised, Mounted, ProgressSink, Workspace, WorkspaceError, lock, now_secs};
+use crate::claim::decode_before;
+use crate::commit::Journal;
+use crate::filter::Filter;
+use crate::fingerprint::Facets;
+use crate::fs::{Filesystem, Invalidator};
+use crate::index::{EntryFilter, LayerRow};
+use crate::live::Live;
+use crate::report::Stage;
+use crate::store::Swept;
+use crate::task::FilterSpec;
+use crate::tree::layer::LayerParts;
+use crate::tree::{Layer, Stale};
+
+impl Workspace {
+    /// Starts serving layers lazily through a live mount and returns what it serves.
+    ///
+    /// `covers_base` says that the mount lies over the workspace, so that from now on nobody can change
+    /// the base without being seen.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`].
+    pub fn mount_live(
+        &self,
+        invalidator: Arc<dyn Invalidator>,
+        covers_base: bool,
+    ) -> Result<Arc<dyn Filesystem>, WorkspaceError> {
+        lock(&self.in_place).clear();
+        let live = Arc::new(Live::new(
+            Arc::clone(&self.materialiser),
+            Arc::clone(&self.store),
+            Arc::clone(&self.touched),
+        ));
+        let mounted = Mounted { live: Arc::clone(&live), invalidator, covers_base };
+        *lock(&self.mounted) = Some(mounted);
+        Ok(live)
+    }
+
+    /// Returns how many files, and bytes, are still virtual.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`].
+    pub fn virtual_total(&self) -> Result<Materialised, WorkspaceError> {
+        let mut total = Materialised::default();
+        for layer in self.tree.layers().iter() {
+            let all = layer.archive().toc().totals();
+            let mut sum = Materialised { files: all.files, bytes: all.content_bytes, discarded_files: 0 };
+            if layer.has_punches() {
+                sum = Materialised::default();
+                for record in layer.records() {
+                    let record = record?;
+                    sum.files += u64::from(record.is_file());
+                    sum.bytes += record.size_bytes();
+                }
+            }
+            total.files += sum.files;
+            total.bytes += sum.bytes;
+        }
+        Ok(total)
+    }
+
+    /// Writes virtual files into the base, or with `discard` forgets them, and ends the live mount's
+    /// layers. Called while the live mount still serves (without `discard`), or after it is gone.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`]; what was written before stays, and what was not stays virtual.
+    pub fn unmount_live(&self, discard: bool, progress: ProgressSink<'_>) -> Result<Materialised, WorkspaceError> {
+        let done = if discard { self.discard_layers()? } else { self.materialise_layers(progress)? };
+        lock(&self.in_place).clear();
+        Ok(done)
+    }
+
+    /// Notes that the live mount is gone.
+    pub fn live_ended(&self) {
+        *lock(&self.mounted) = None;
+        lock(&self.in_place).clear();
+    }
+
+    /// Without a live mount nobody serves layers; those that one left behind are written out.
+    pub(super) fn settle_layers(&self, progress: ProgressSink<'_>) -> Result<(), WorkspaceError> {
+        if lock(&self.mounted).is_none() && !self.tree.layers().is_empty() {
+            self.materialise_layers(progress)?;
+        }
+        Ok(())
+    }
+
+    fn materialise_layers(&self, progress: ProgressSink<'_>) -> Result<Materialised, WorkspaceError> {
+        let committing = lock(&self.committing);
+        let mut done = Materialised::default();
+        // Oldest first: what a newer layer holds of the same path is written over it.
+        for layer in self.tree.layers().iter().rev() {
+            let claim = self.index.claim(self.id, *layer.owner())?;
+            let claimed = self.open_claim(claim.as_ref());
+            let outputs = self.outputs_of(layer.entry())?;
+            let target = Target {
+                owner: *layer.owner(),
+                task_name: layer.task_name(),
+                entry: layer.entry(),
+                archive: layer.archive(),
+                shift_ns: layer.shift_ns(),
+                outputs: &outputs,
+                punched: &|path| layer.punched_before(path),
+                stage: Stage::Materialising,
+            };
+            let restored = self.restore(&target, claim.as_ref(), claimed, progress)?;
+            done.files += restored.files;
+            done.bytes += restored.bytes;
+            self.drop_layer(layer)?;
+        }
+        drop(committing);
+        Ok(done)
+    }
+
+    fn discard_layers(&self) -> Result<Materialised, WorkspaceError> {
+        let discarded_files = self.virtual_total()?.files;
+        for layer in self.tree.layers().iter() {
+            self.drop_layer(layer)?;
+        }
+        Ok(Materialised { discarded_files, ..Materialised::default() })
+    }
+
+    fn drop_layer(&self, layer: &Arc<Layer>) -> Result<(), WorkspaceError> {
+        let freed = self.index.remove_layer(self.id, *layer.owner())?;
+        self.tree.detach(layer.owner());
+        self.remove_archives(&freed)?;
+        self.invalidate_layers(&[layer]);
+        Ok(())
+    }
+
+    /// Finishes commits that were cut off, attaches the layers that were attached, and sweeps the store.
+    pub(super) fn recover(&self) -> Result<(), WorkspaceError> {
+        for id in self.store.leftovers()?.journals {
+            self.recover_commit(id)?;
+        }
+        for row in self.index.layers(self.id)?.into_iter().rev() {
+            self.reattach(row)?;
+        }
+        let removed = self.index.evict(&self.limits, now_secs(), &HashSet::<Uuid>::new())?;
+        self.remove_archives(&removed.archives)?;
+        let swept = self.store.sweep(&self.index, &self.limits, &HashSet::<Uuid>::new())?;
+        if let Swept::Done { .. } = swept {
+            tracing::debug!(?swept, "store");
+        }
+        Ok(())
+    }
+
+    fn recover_commit(&self, id: Uuid) -> Result<(), WorkspaceError> {
+        // Somebody else who shares the store may be at it.
+        let Ok(staging) = self.store.staging(id) else { return Ok(()) };
+        let journal = match self.store.open_journal(id).map(Journal::read) {
+            Ok(Ok(journal)) => journal,
+            Ok(Err(error)) => {
+                tracing::error!(%id, %error, "a commit cannot be finished; what it wrote is lost");
+                self.store.remove_journal(id)?;
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
+        };
+        if journal.workspace != *self.id.0.as_bytes() {
+            return Ok(());
+        }
+        tracing::warn!(%id, "a commit was cut off and is finished now");
+        self.apply(&journal, &staging)?;
+        self.store.remove_journal(id)?;
+        drop(staging);
+        self.store.remove_staging(id)?;
+        Ok(())
+    }
+
+    fn reattach(&self, row: LayerRow) -> Result<(), WorkspaceError> {
+        let new = row.layer;
+        let archive = match self.open_archive(new.archive) {
+            Ok(archive) => archive,
+            Err(error) => {
+                tracing::error!(task = new.task_name, %error, "a layer is lost; its task will run again");
+                self.index.remove_layer(self.id, new.owner)?;
+                return Ok(());
+            }
+        };
+        let punches = self.index.punches(self.id, new.owner)?;
+        let punched = punches
+            .into_iter()
+            .map(|punch| (punch.path, punch.before.as_deref().and_then(decode_before)))
+            .collect();
+        let claim = self.index.claim(self.id, new.owner)?;
+        let outputs = self.outputs_of(new.entry)?;
+        let stale = self.open_claim(claim.as_ref()).map(|claimed| Stale { claimed, outputs });
+        self.tree.attach(Arc::new(Layer::new(LayerParts {
+            owner: new.owner,
+            task_name: new.task_name,
+            entry: new.entry,
+            archive_id: new.archive,
+            archive,
+            shift_ns: new.shift_ns,
+            stale,
+            punched,
+        })));
+        Ok(())
+    }
+
+    /// Returns the output filter under which an entry was stored; of one that is gone, the automatic one.
+    fn outputs_of(&self, entry: Uuid) -> Result<Filter, WorkspaceError> {
+        let facets = self.index.facets(entry)?;
+        let facets = facets.and_then(|bytes| postcard::from_bytes::<Facets>(&bytes).ok());
+        let spec = facets.map_or_else(FilterSpec::default, |facets| facets.output().clone());
+        Ok(Filter::compile(&spec)?)
+    }
+
+    /// Removes an entry that turned out to be unusable.
+    pub(super) fn drop_entry(&self, entry: Uuid) -> Result<(), WorkspaceError> {
+        let removed = self.index.remove_entries(&EntryFilter::Id(entry))?;
+        self.remove_archives(&removed.archives)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,326 @@
+//! Which files are a run's outputs, and packing them.
+//!
+//! The output filter sees the task's writes: what this run changed, and what earlier runs of the task
+//! wrote and this one left in place. It never sees what was read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::AtFlags;
+use uuid::Uuid;
+
+use super::finish::{Changed, storage};
+use super::lookup::Asked;
+use super::{ProgressSink, Workspace};
+use crate::archive::{
+    ArchivedFile, DiskFile, FileSource, Item, Meta, Packer, Record, RecordKind, Source,
+};
+use crate::base::BaseStat;
+use crate::claim::still_describes;
+use crate::fs::{FileKind, NodeId};
+use crate::path::{RelPath, RelPathBuf};
+use crate::report::{NotStored, Progress, Stage};
+use crate::state::PathState;
+use crate::tree::{Found, Layer, Perspective};
+use crate::view::{self, Content, NewObject, View, blob_name};
+
+/// Never an output unless a glob says so: a hit must not put back an old state of the repository.
+const REPOSITORY: &str = ".git";
+
+/// One output.
+pub(super) struct Output {
+    path: RelPathBuf,
+    what: What,
+}
+
+enum What {
+    /// The run changed it.
+    Changed(NewObject),
+    /// A run deleted it.
+    Deleted,
+    /// An earlier run left it in the base.
+    Real(BaseStat),
+    /// It is in the task's layer.
+    Virtual(Arc<Layer>, Record),
+}
+
+/// A packed archive.
+pub(super) struct PackedArchive {
+    pub(super) id: Uuid,
+    pub(super) archive_bytes: u64,
+    pub(super) content_bytes: u64,
+}
+
+/// What tells that two outputs are names of one file.
+#[derive(PartialEq, Eq, Hash)]
+enum FileId {
+    /// Of the view.
+    Node(NodeId),
+    /// Of the base: device and inode.
+    Real(u64, u64),
+    /// Of an archive: the first name.
+    Virtual(Uuid, RelPathBuf),
+}
+
+/// Collects the outputs of a run, sorted by path.
+pub(super) fn collect(
+    workspace: &Workspace,
+    view: &View,
+    asked: &Asked,
+    changed: &[Changed],
+) -> Result<Vec<Output>, NotStored> {
+    let mut written: BTreeMap<RelPathBuf, What> = BTreeMap::new();
+    // A view that hides the earlier outputs from the task does not carry them over either.
+    if view.perspective().without.is_none() {
+        earlier(workspace, asked, &mut written)?;
+    }
+    for Changed { change, before } in changed {
+        written.remove(&change.path);
+        if !matches!(change.object, Some(NewObject::Dir(_))) {
+            remove_below(&mut written, &change.path);
+        }
+        match &change.object {
+            Some(object) => {
+                written.insert(change.path.clone(), What::Changed(object.clone()));
+            }
+            // What was not there before the task ever ran is no deletion.
+            None if *before == PathState::Absent => {}
+            None => {
+                written.insert(change.path.clone(), What::Deleted);
+            }
+        }
+    }
+    let mut outputs = Vec::new();
+    for (path, what) in written {
+        let automatic = path.components().next().is_none_or(|first| first != REPOSITORY);
+        if path.is_root() || !asked.output.selects(&path, automatic) {
+            continue;
+        }
+        if let What::Changed(NewObject::Special { kind, .. }) = &what {
+            return Err(NotStored::Unarchivable { path, problem: special_problem(*kind).into() });
+        }
+        outputs.push(Output { path, what });
+    }
+    Ok(outputs)
+}
+
+/// Removes everything below `path` from a sorted map.
+pub(super) fn remove_below<T>(map: &mut BTreeMap<RelPathBuf, T>, path: &RelPath) {
+    let below: Vec<_> = map
+        .range::<RelPath, _>(path..)
+        .map(|(known, _)| known)
+        .take_while(|known| known.as_bytes().starts_with(path.as_bytes()))
+        .filter(|known| known.starts_with(path) && &***known != path)
+        .cloned()
+        .collect();
+    for path in below {
+        map.remove(&path);
+    }
+}
+
+/// Adds what earlier runs of the task wrote, as far as it is still there unchanged.
+fn earlier(
+    workspace: &Workspace,
+    asked: &Asked,
+    written: &mut BTreeMap<RelPathBuf, What>,
+) -> Result<(), NotStored> {
+    let find = |path: &RelPath| workspace.tree.find(path, Perspective::ALL).map_err(storage);
+    if let Some(claimed) = &asked.claimed {
+        for record in claimed.manifest().iter() {
+            let record = record.map_err(storage)?;
+            match (&record.kind, find(&record.path)?) {
+                (RecordKind::Absent, None) => {
+                    written.insert(record.path, What::Deleted);
+                }
+                (_, Some(Found::Base(stat))) if still_describes(&record, record.mtime, &stat) => {
+                    written.insert(record.path, What::Real(stat));
+                }
+                _ => {}
+            }
+        }
+    }
+    let Some(layer) = workspace.tree.layer_of(&asked.owner) else { return Ok(()) };
+    for record in layer.archive().toc().iter() {
+        let record = record.map_err(storage)?;
+        if matches!(record.kind, RecordKind::ImpliedDir) {
+            continue;
+        }
+        match find(&record.path)? {
+            None if matches!(record.kind, RecordKind::Absent) => {
+                written.insert(record.path, What::Deleted);
+            }
+            Some(Found::Virtual(top, _)) if Arc::ptr_eq(&top, &layer) => {
+                written.insert(record.path.clone(), What::Virtual(Arc::clone(&layer), record));
+            }
+            Some(Found::Base(stat)) if still_describes(&record, layer.mtime(&record), &stat) => {
+                written.insert(record.path, What::Real(stat));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl Workspace {
+    /// Packs outputs into a new archive; `None` where there are none.
+    pub(super) fn pack(
+        &self,
+        outputs: &[Output],
+        view: &View,
+        progress: ProgressSink<'_>,
+    ) -> Result<Option<PackedArchive>, NotStored> {
+        if outputs.is_empty() {
+            return Ok(None);
+        }
+        let mut names = FirstNames::default();
+        let items: Vec<_> =
+            outputs.iter().map(|output| self.item(output, view, &mut names)).collect::<Result<_, _>>()?;
+        let files_total = items.len() as u64;
+        let tell = |files_done, bytes_done| {
+            let stage = Stage::Packing;
+            progress(Progress { stage, files_done, files_total, bytes_done, bytes_total: 0 });
+        };
+        let temp = self.store.create_temp().map_err(storage)?;
+        let packed = Packer::default().pack(temp.file(), items, &tell).map_err(storage)?;
+        let id = Uuid::new_v4();
+        temp.publish_archive(id).map_err(storage)?;
+        let (archive_bytes, content_bytes) = (packed.archive_bytes, packed.content_bytes);
+        Ok(Some(PackedArchive { id, archive_bytes, content_bytes }))
+    }
+
+    fn item(&self, output: &Output, view: &View, names: &mut FirstNames) -> Result<Item, NotStored> {
+        let path = &output.path;
+        let (meta, source) = match &output.what {
+            What::Deleted => (Meta::default(), Source::Absent),
+            What::Changed(NewObject::Dir(meta)) => (plain_meta(meta), Source::Dir),
+            What::Changed(NewObject::Symlink { target, meta }) => {
+                (plain_meta(meta), Source::Symlink(target.clone()))
+            }
+            What::Changed(NewObject::Special { kind, .. }) => (Meta::default(), Source::Special(*kind)),
+            What::Changed(NewObject::File(file)) => {
+                let id = FileId::Node(file.node);
+                match &file.content {
+                    Content::Blob(blob) => staged_item(view, *blob, names.first(id, path))?,
+                    Content::Lower(lower) => {
+                        let found = self.tree.find(lower, view.perspective()).map_err(storage)?;
+                        self.found_item(lower, found, names.first(id, path))?
+                    }
+                }
+            }
+            What::Real(stat) => {
+                let id = FileId::Real(stat.identity.dev, stat.identity.ino);
+                self.found_item(path, Some(Found::Base(*stat)), names.first(id, path))?
+            }
+            What::Virtual(layer, record) => {
+                let first_name = match &record.kind {
+                    RecordKind::File { link_to: Some(first), .. } => first.clone(),
+                    _ => path.clone(),
+                };
+                let id = FileId::Virtual(layer.archive_id(), first_name);
+                let found = Some(Found::Virtual(Arc::clone(layer), record.clone()));
+                self.found_item(path, found, names.first(id, path))?
+            }
+        };
+        Ok(Item { path: path.clone(), meta, source })
+    }
+
+    /// Makes an item of an object of the merged tree; `linked` is an item that is the same file.
+    fn found_item(
+        &self,
+        path: &RelPath,
+        found: Option<Found>,
+        linked: Option<RelPathBuf>,
+    ) -> Result<(Meta, Source), NotStored> {
+        let base = self.tree.base();
+        match found {
+            Some(Found::Base(stat)) => {
+                let mut meta = stat_meta(&stat);
+                let source = match stat.kind {
+                    FileKind::Dir => Source::Dir,
+                    FileKind::Symlink => Source::Symlink(base.read_link(path).map_err(storage)?),
+                    FileKind::File => {
+                        let file = base.open_file(path).map_err(storage)?;
+                        meta.xattrs = crate::xattr::user_xattrs(&file).map_err(storage)?;
+                        let size_bytes = stat.identity.size_bytes;
+                        let dir = Arc::clone(base.root_descriptor());
+                        let open = || DiskFile { dir, path: path.to_owned(), size_bytes };
+                        file_source(linked, || Box::new(open()))
+                    }
+                    kind => Source::Special(kind),
+                };
+                Ok((meta, source))
+            }
+            Some(Found::Virtual(layer, record)) => {
+                let meta = Meta {
+                    mode: record.mode,
+                    uid: record.uid,
+                    gid: record.gid,
+                    mtime: layer.mtime(&record),
+                    xattrs: record.xattrs.clone(),
+                };
+                let source = match &record.kind {
+                    RecordKind::Dir | RecordKind::ImpliedDir => Source::Dir,
+                    RecordKind::Symlink { target } => Source::Symlink(target.clone()),
+                    RecordKind::Absent => Source::Absent,
+                    RecordKind::File { .. } => {
+                        let archive = Arc::clone(layer.archive());
+                        file_source(linked, || Box::new(ArchivedFile { archive, record: record.clone() }))
+                    }
+                };
+                Ok((meta, source))
+            }
+            None => Err(NotStored::InputChanged(path.to_owned())),
+        }
+    }
+}
+
+/// Remembers which path stands first for each file, so that the others become hard links to it.
+#[derive(Default)]
+struct FirstNames(HashMap<FileId, RelPathBuf>);
+
+impl FirstNames {
+    /// Returns the path that already stands for the file, or notes that `path` does from now on.
+    fn first(&mut self, id: FileId, path: &RelPath) -> Option<RelPathBuf> {
+        if let Some(first) = self.0.get(&id) {
+            return Some(first.clone());
+        }
+        self.0.insert(id, path.to_owned());
+        None
+    }
+}
+
+fn file_source(linked: Option<RelPathBuf>, open: impl FnOnce() -> Box<dyn FileSource>) -> Source {
+    linked.map_or_else(|| Source::File(open()), Source::HardLink)
+}
+
+fn staged_item(view: &View, blob: u64, linked: Option<RelPathBuf>) -> Result<(Meta, Source), NotStored> {
+    let name = blob_name(blob);
+    let dir: &Arc<OwnedFd> = view.staging();
+    let stat = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(storage)?;
+    let stat = BaseStat::from(stat);
+    let mut meta = stat_meta(&stat);
+    meta.xattrs = view.blob_xattrs(blob).map_err(storage)?;
+    let path = RelPathBuf::new(name.into_encoded_bytes()).map_err(storage)?;
+    let size_bytes = stat.identity.size_bytes;
+    let source = file_source(linked, || Box::new(DiskFile { dir: Arc::clone(dir), path, size_bytes }));
+    Ok((meta, source))
+}
+
+fn stat_meta(stat: &BaseStat) -> Meta {
+    let mtime = stat.identity.mtime;
+    Meta { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime, xattrs: Vec::new() }
+}
+
+fn plain_meta(meta: &view::Meta) -> Meta {
+    Meta { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs: Vec::new() }
+}
+
+fn special_problem(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::Fifo => "it is a named pipe",
+        FileKind::Socket => "it is a socket",
+        FileKind::CharDevice | FileKind::BlockDevice => "it is a device",
+        FileKind::File | FileKind::Dir | FileKind::Symlink => "it is no regular file",
+    }
+}

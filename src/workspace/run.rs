@@ -1,0 +1,179 @@
+//! A run: a task that executes in a view.
+
+use std::sync::{Arc, PoisonError};
+
+use uuid::Uuid;
+
+use super::lookup::{Asked, Lookup};
+use super::{Begun, Committed, InPlace, ProgressSink, Workspace, WorkspaceError, lock};
+use crate::fs::Filesystem;
+use crate::index::TaskId;
+use crate::path::RelPathBuf;
+use crate::proto::CacheMode;
+use crate::report::MissReason;
+use crate::task::TaskSpec;
+use crate::touched::TouchedSince;
+use crate::view::{View, ViewOptions};
+
+/// A task that is running in a view.
+#[must_use = "a run that is neither finished nor abandoned keeps its task from being looked up"]
+pub struct Run {
+    pub(super) id: Uuid,
+    pub(super) asked: Asked,
+    pub(super) view: Arc<View>,
+    /// Whether its result goes into the cache.
+    pub(super) stores: bool,
+    /// Number of the first commit that may be a hazard.
+    pub(super) started: u64,
+}
+
+impl Run {
+    /// Returns what the task sees. It stays usable after the run's end, for processes that outlive it.
+    #[must_use]
+    pub fn filesystem(&self) -> Arc<dyn Filesystem> {
+        Arc::clone(&self.view) as Arc<dyn Filesystem>
+    }
+
+    /// Returns the task's name.
+    #[must_use]
+    pub fn task_name(&self) -> &str {
+        &self.asked.spec.name
+    }
+}
+
+impl Workspace {
+    pub(super) fn begin_run(
+        &self,
+        spec: TaskSpec,
+        cache: CacheMode,
+        progress: ProgressSink<'_>,
+    ) -> Result<Begun, WorkspaceError> {
+        self.settle_layers(progress)?;
+        let stores = spec.cache && cache != CacheMode::Off;
+        let owner = crate::fingerprint::task_id(&spec);
+        if stores {
+            self.wait_for_turn(owner);
+        }
+        let begun = self.begin_in_turn(spec, stores, cache, progress);
+        if stores && !matches!(begun, Ok(Begun::Miss { .. })) {
+            self.end_turn(owner);
+        }
+        begun
+    }
+
+    fn begin_in_turn(
+        &self,
+        spec: TaskSpec,
+        stores: bool,
+        cache: CacheMode,
+        progress: ProgressSink<'_>,
+    ) -> Result<Begun, WorkspaceError> {
+        let asked = self.ask(spec)?;
+        let reason = match (stores, cache) {
+            (false, _) | (true, CacheMode::Off) => MissReason::NotCached,
+            (true, CacheMode::Refresh) => {
+                let forced = Lookup::Miss { reason: MissReason::Forced, closest: None, inputs: 0 };
+                self.note_lookup(&asked, &forced)?;
+                MissReason::Forced
+            }
+            (true, CacheMode::ReadWrite) => {
+                let lookup = self.lookup(&asked)?;
+                self.note_lookup(&asked, &lookup)?;
+                match lookup {
+                    Lookup::Miss { reason, .. } => reason,
+                    Lookup::Hit(found) => match self.apply_hit(&asked, &found, progress)? {
+                        Ok((report, terminal)) => {
+                            self.save_hashes()?;
+                            return Ok(Begun::Hit { report, terminal });
+                        }
+                        Err(reason) => reason,
+                    },
+                }
+            }
+        };
+        self.save_hashes()?;
+        let run = self.open_run(asked, stores)?;
+        Ok(Begun::Miss { run, reason })
+    }
+
+    fn open_run(&self, asked: Asked, stores: bool) -> Result<Run, WorkspaceError> {
+        let id = Uuid::new_v4();
+        let staging = Arc::new(self.store.staging(id)?);
+        let view = Arc::new(View::new(ViewOptions {
+            tree: Arc::clone(&self.tree),
+            store: Arc::clone(&self.store),
+            staging,
+            without: asked.spec.clean.then_some(asked.owner),
+            passthrough: self.passthrough,
+        }));
+        let started = lock(&self.commits).next;
+        Ok(Run { id, asked, view, stores, started })
+    }
+
+    /// Discards a run and all it wrote.
+    pub fn abandon(&self, run: Run) {
+        self.end(&run);
+    }
+
+    /// Drops what a run no longer needs.
+    pub(super) fn end(&self, run: &Run) {
+        if run.stores {
+            self.end_turn(run.asked.owner);
+        }
+        // Processes that outlived the task keep their open files; new ones they make go nowhere.
+        if let Err(error) = self.store.remove_staging(run.id) {
+            tracing::warn!(%error, "a staging directory is left for the next start to sweep");
+        }
+    }
+
+    fn wait_for_turn(&self, owner: TaskId) {
+        let mut running = lock(&self.running);
+        while !running.insert(owner) {
+            running = self.idle.wait(running).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn end_turn(&self, owner: TaskId) {
+        lock(&self.running).remove(&owner);
+        self.idle.notify_all();
+    }
+
+    /// Notes what a task committed, for hazards and for what is still in place.
+    pub(super) fn note_commit(&self, asked: &Asked, paths: Vec<RelPathBuf>) {
+        for path in &paths {
+            self.touched.touch(path, Some(&asked.owner));
+        }
+        self.invalidate(|path| paths.iter().any(|changed| path.starts_with(changed)));
+        let mut commits = lock(&self.commits);
+        let number = commits.next;
+        commits.next += 1;
+        let task_name = asked.spec.name.clone();
+        commits.recent.push_back(Arc::new(Committed { number, owner: asked.owner, task_name, paths }));
+        if commits.recent.len() > super::COMMITS_MAX {
+            commits.recent.pop_front();
+        }
+    }
+
+    /// Returns what others than `owner` committed since.
+    pub(super) fn commits_since(&self, since: u64, owner: TaskId) -> Vec<Arc<Committed>> {
+        let commits = lock(&self.commits);
+        let late = commits.recent.iter().rev().take_while(|commit| commit.number >= since);
+        late.filter(|commit| commit.owner != owner).cloned().collect()
+    }
+
+    /// Notes that a task's outputs are all in place now.
+    pub(super) fn note_in_place(&self, owner: TaskId, entry: Option<Uuid>) {
+        let since = self.touched.now();
+        lock(&self.in_place).insert(owner, InPlace { entry, since });
+    }
+
+    /// Returns what others touched since the task's outputs were in place, where every way to touch them
+    /// is seen: only under a live mount that covers the base.
+    pub(super) fn touched_since_in_place<'a>(&'a self, owner: &'a TaskId) -> Option<TouchedSince<'a>> {
+        if !lock(&self.mounted).as_ref().is_some_and(|mounted| mounted.covers_base) {
+            return None;
+        }
+        let in_place = *lock(&self.in_place).get(owner)?;
+        self.touched.since(in_place.since, owner)
+    }
+}
