@@ -4,6 +4,7 @@
 //! are outputs, whether a run is a hit and why not. It knows no FUSE and no terminal.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod digest;
 pub mod fs;
 pub mod path;
