@@ -151,6 +151,12 @@ impl Archive {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn frames_for_tests(&self) -> Result<Vec<Frame>, ArchiveError> {
+        let blocks = (0..self.frames.block_count()).map(|number| self.frames.block(number));
+        Ok(blocks.collect::<Result<Vec<_>, _>>()?.iter().flat_map(|block| block.to_vec()).collect())
+    }
+
     fn data<'a>(&self, record: &'a Record) -> Result<(u64, &'a DataRef), ArchiveError> {
         match &record.kind {
             RecordKind::File { size_bytes, data: Some(data), .. } => Ok((*size_bytes, data)),
