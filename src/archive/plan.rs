@@ -1,10 +1,10 @@
 //! What goes into an archive, in which order: pure decisions before anything is read.
 
-use std::collections::HashMap;
-use std::ffi::OsString;
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 
 use crate::archive::pack::PackError;
-use crate::archive::record::Key;
 use crate::archive::source::FileSource;
 use crate::fs::{FileKind, Timestamp};
 use crate::path::{RelPath, RelPathBuf};
@@ -75,6 +75,32 @@ pub(super) enum What {
     },
 }
 
+impl Planned {
+    fn is_dir(&self) -> bool {
+        match self.what {
+            What::Dir | What::ImpliedDir => true,
+            What::Symlink(_) | What::HardLink(_) | What::Absent | What::File { .. } => false,
+        }
+    }
+}
+
+/// Orders a tar stream: a directory, then the files in it, then its subdirectories one by one.
+///
+/// GNU tar sets the time of a directory when it sees a name outside it, so the order of the table of
+/// contents would not do.
+fn stream_order(a: (&RelPath, bool), b: (&RelPath, bool)) -> Ordering {
+    let (a_dir, a_name) = stream_key(a);
+    let (b_dir, b_name) = stream_key(b);
+    a_dir.components().cmp(b_dir.components()).then_with(|| a_name.cmp(b_name))
+}
+
+fn stream_key((path, is_dir): (&RelPath, bool)) -> (&RelPath, &OsStr) {
+    match path.split_last() {
+        Some(leaf) if !is_dir => leaf,
+        _ => (path, OsStr::new("")),
+    }
+}
+
 /// Sorts items, adds the directories above them, and gives the data of hard-linked files to their first
 /// name.
 pub(super) fn plan(items: Vec<Item>) -> Result<Vec<Planned>, PackError> {
@@ -110,7 +136,7 @@ pub(super) fn plan(items: Vec<Item>) -> Result<Vec<Planned>, PackError> {
             Ok(Planned { path, meta, what })
         })
         .collect::<Result<_, _>>()?;
-    planned.sort_unstable_by(|a, b| Key::of(&a.path).cmp(&Key::of(&b.path)));
+    planned.sort_unstable_by(|a, b| stream_order((&a.path, a.is_dir()), (&b.path, b.is_dir())));
     Ok(planned)
 }
 
@@ -149,18 +175,18 @@ fn add_ancestors(by_path: &mut ByPath) -> Result<(), PackError> {
 }
 
 /// Makes every link point to the first of its names, which gets the data. Returns these names.
-fn resolve_links(by_path: &mut ByPath) -> Result<std::collections::HashSet<RelPathBuf>, PackError> {
+fn resolve_links(by_path: &mut ByPath) -> Result<HashSet<RelPathBuf>, PackError> {
     let mut groups: HashMap<RelPathBuf, Vec<RelPathBuf>> = HashMap::new();
     for (path, (_, source)) in by_path.iter() {
         if let Source::HardLink(target) = source {
             groups.entry(carrier(by_path, path, target)?).or_default().push(path.clone());
         }
     }
-    let mut first_names = std::collections::HashSet::new();
+    let mut first_names = HashSet::new();
     for (carrier, mut names) in groups {
         let Some((meta, source)) = by_path.remove(&carrier) else { continue };
         names.push(carrier);
-        names.sort_unstable_by(|a, b| Key::of(a).cmp(&Key::of(b)));
+        names.sort_unstable_by(|a, b| stream_order((a, false), (b, false)));
         let first = names[0].clone();
         for name in &names[1..] {
             let link = match &source {

@@ -38,7 +38,8 @@ pub enum RecordKind {
         content: Option<Digest>,
         /// Where the content is; always known in archives.
         data: Option<DataRef>,
-        /// The earlier record of which this is another name. Size, content and data are that record's.
+        /// The file of which this is another name. Size, content and data are that record's, which comes
+        /// earlier in the tar stream, but maybe not in the table of contents.
         link_to: Option<RelPathBuf>,
     },
     /// A directory.
