@@ -1,0 +1,362 @@
+//! Writing archives: files are read and compressed in parallel, and written in order.
+
+mod entry;
+mod sink;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use thiserror::Error;
+use zstd::bulk::Compressor;
+
+use crate::archive::layout::FRAME_BYTES_MAX;
+use crate::archive::pack::entry::{OpenSource, pack_small};
+use crate::archive::pack::sink::Sink;
+use crate::archive::plan::{Item, Planned, What, plan};
+use crate::archive::reader::hash_hole;
+use crate::archive::record::Record;
+use crate::archive::tar_entry;
+use crate::digest::Hasher;
+use crate::fs::FileKind;
+use crate::path::RelPathBuf;
+
+/// What an entry is taken to need beside its data and names.
+const ENTRY_OVERHEAD_BYTES: usize = 1024;
+
+/// Writes archives.
+///
+/// # Guarantees
+/// - The same items give the same bytes, whatever the number of threads.
+/// - Memory is bounded by [`frames_in_flight_max`](Self::frames_in_flight_max) frames and the table of
+///   contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packer {
+    /// Compression level of zstd.
+    pub level: i32,
+    /// Small files are packed together up to this many bytes.
+    pub pack_bytes: usize,
+    /// Larger files are split into frames of this many bytes.
+    pub split_bytes: usize,
+    /// How many frames are read, compressed or waiting to be written at a time.
+    pub frames_in_flight_max: usize,
+}
+
+impl Default for Packer {
+    fn default() -> Self {
+        let frames_in_flight_max = (2 * rayon::current_num_threads() + 2).min(32);
+        Self { level: 3, pack_bytes: 256 * 1024, split_bytes: 1024 * 1024, frames_in_flight_max }
+    }
+}
+
+/// What [`Packer::pack`] wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Packed {
+    /// Size of the archive.
+    pub archive_bytes: u64,
+    /// Regular files, every name of a hard-linked one.
+    pub files: u64,
+    /// Their sizes, a hard-linked one counted once.
+    pub content_bytes: u64,
+    /// Records of every kind.
+    pub records: u64,
+}
+
+/// Why items cannot be packed.
+#[derive(Debug, Error)]
+pub enum PackError {
+    /// An item has the empty path.
+    #[error("the root cannot be packed")]
+    Root,
+    /// An archive does not hold such things.
+    #[error("{path:?} cannot be archived: it is a {}", kind_name(*kind))]
+    Unsupported {
+        /// The item.
+        path: RelPathBuf,
+        /// What it is.
+        kind: FileKind,
+    },
+    /// Two items have one path.
+    #[error("{path:?} is to be packed twice")]
+    Twice {
+        /// The path.
+        path: RelPathBuf,
+    },
+    /// An item lies below something else than a directory.
+    #[error("{path:?} cannot be archived below {ancestor:?}, which is not a directory")]
+    NotADirectory {
+        /// The item.
+        path: RelPathBuf,
+        /// What it lies below.
+        ancestor: RelPathBuf,
+    },
+    /// A hard link to what is not packed, or is no file.
+    #[error("{path:?} is a hard link to {target:?}, which is not among the files")]
+    BadLink {
+        /// The link.
+        path: RelPathBuf,
+        /// What it should be a link to.
+        target: RelPathBuf,
+    },
+    /// A name or an attribute exceeds a limit of the format.
+    #[error("{path:?} cannot be archived: {problem}")]
+    TooLarge {
+        /// The item.
+        path: RelPathBuf,
+        /// What is too large.
+        problem: &'static str,
+    },
+    /// Somebody changed a file.
+    #[error("{path:?} changed while it was packed: expected {expected_bytes} bytes, found {found_bytes}")]
+    SizeChanged {
+        /// The file.
+        path: RelPathBuf,
+        /// What it should have been.
+        expected_bytes: u64,
+        /// What it was; where it grew, the least it was.
+        found_bytes: u64,
+    },
+    /// A file cannot be read.
+    #[error("{path:?} cannot be read")]
+    Source {
+        /// The file.
+        path: RelPathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The archive cannot be written.
+    #[error("the archive cannot be written")]
+    Output(#[source] io::Error),
+}
+
+fn kind_name(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::File => "regular file",
+        FileKind::Dir => "directory",
+        FileKind::Symlink => "symbolic link",
+        FileKind::Fifo => "named pipe",
+        FileKind::Socket => "socket",
+        FileKind::CharDevice => "character device",
+        FileKind::BlockDevice => "block device",
+    }
+}
+
+/// Takes the files and bytes that were packed since it was last called.
+pub type PackProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+impl Packer {
+    /// Writes an archive of `items` to `out`, an empty file that the caller makes durable and renames.
+    ///
+    /// # Errors
+    /// [`PackError`]; then `out` holds something useless.
+    pub fn pack(
+        &self,
+        out: &File,
+        items: Vec<Item>,
+        progress: PackProgress<'_>,
+    ) -> Result<Packed, PackError> {
+        let planned = plan(items)?;
+        let packer = Self {
+            pack_bytes: self.pack_bytes.clamp(1, FRAME_BYTES_MAX / 8),
+            split_bytes: self.split_bytes.clamp(64 * 1024, FRAME_BYTES_MAX / 8),
+            frames_in_flight_max: self.frames_in_flight_max.max(1),
+            level: self.level,
+        };
+        let compressors = Compressors { level: packer.level, idle: Mutex::default() };
+        let mut sink = Sink::new(out, progress);
+        rayon::in_place_scope(|scope| {
+            let mut pipeline = Pipeline {
+                packer: &packer,
+                scope,
+                compressors: &compressors,
+                waiting: VecDeque::new(),
+                sink: &mut sink,
+            };
+            pipeline.run(planned)
+        })?;
+        sink.finish()
+    }
+}
+
+/// Hands work to the threads of the pool and takes results back in order.
+struct Pipeline<'a, 'scope> {
+    packer: &'a Packer,
+    scope: &'a rayon::Scope<'scope>,
+    compressors: &'scope Compressors,
+    waiting: VecDeque<Receiver<Result<Piece, PackError>>>,
+    sink: &'a mut Sink<'scope>,
+}
+
+/// A piece of the archive, ready to be written.
+#[derive(Default)]
+struct Piece {
+    /// A compressed frame and its uncompressed size; nothing where there are only records.
+    frame: Option<(Vec<u8>, usize)>,
+    /// Whether data offsets in records, up to the next such piece, count from the start of this frame.
+    is_base: bool,
+    /// What ends in this piece.
+    records: Vec<Record>,
+    /// Which of them hard links refer to.
+    linked: Vec<RelPathBuf>,
+    /// Progress: files and bytes.
+    files: u64,
+    bytes: u64,
+}
+
+impl<'scope> Pipeline<'_, 'scope> {
+    fn run(&mut self, planned: Vec<Planned>) -> Result<(), PackError> {
+        let mut batch = Vec::new();
+        let mut batch_bytes = 0;
+        for entry in planned {
+            let data_bytes = match &entry.what {
+                What::File { source, .. } => usize::try_from(source.size_bytes()).unwrap_or(usize::MAX),
+                What::Dir | What::ImpliedDir | What::Symlink(_) | What::HardLink(_) | What::Absent => 0,
+            };
+            let is_large = data_bytes > self.packer.split_bytes;
+            let entry_bytes = data_bytes.saturating_add(overhead_bytes(&entry));
+            if !batch.is_empty() && (is_large || batch_bytes + entry_bytes > self.packer.pack_bytes) {
+                self.submit_batch(std::mem::take(&mut batch))?;
+                batch_bytes = 0;
+            }
+            if is_large {
+                self.pack_large(entry)?;
+            } else {
+                batch_bytes += entry_bytes;
+                batch.push(entry);
+            }
+        }
+        self.submit_batch(batch)?;
+        let end = Piece { is_base: true, ..Piece::default() };
+        self.submit(move |compressors| compressors.compress(&tar_entry::END, end))?;
+        while let Some(piece) = self.waiting.pop_front() {
+            self.sink.write(take(&piece)?)?;
+        }
+        Ok(())
+    }
+
+    fn submit_batch(&mut self, batch: Vec<Planned>) -> Result<(), PackError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.submit(move |compressors| {
+            let mut raw = Vec::new();
+            let mut piece = Piece { is_base: true, ..Piece::default() };
+            for entry in batch {
+                pack_small(entry, &mut raw, &mut piece)?;
+            }
+            compressors.compress(&raw, piece)
+        })
+    }
+
+    /// Reads and hashes a file of several frames here, and has the frames compressed.
+    fn pack_large(&mut self, entry: Planned) -> Result<(), PackError> {
+        let Planned { path, meta, what: What::File { source, linked } } = &entry else { return Ok(()) };
+        let open = OpenSource::open(path, &**source)?;
+        let mut raw = tar_entry::encode(path, meta, &open.body());
+        let header_bytes = raw.len();
+        let mut is_base = true;
+        let mut hasher = Hasher::default();
+        let mut position = 0;
+        let mut unreported = 0;
+        for extent in open.stored() {
+            hash_hole(&mut hasher, extent.offset - position);
+            position = extent.offset;
+            while position < extent.end() {
+                let room = self.packer.split_bytes.saturating_sub(raw.len()).max(1);
+                let length = room.min(usize::try_from(extent.end() - position).unwrap_or(usize::MAX));
+                let start = raw.len();
+                raw.resize(start + length, 0);
+                open.read(position, &mut raw[start..])?;
+                hasher.update(&raw[start..]);
+                position += length as u64;
+                unreported += length as u64;
+                if raw.len() >= self.packer.split_bytes {
+                    let piece = Piece { is_base, bytes: unreported, ..Piece::default() };
+                    (is_base, unreported) = (false, 0);
+                    let full = std::mem::replace(&mut raw, Vec::with_capacity(self.packer.split_bytes));
+                    self.submit(move |compressors| compressors.compress(&full, piece))?;
+                }
+            }
+        }
+        hash_hole(&mut hasher, open.size_bytes - position);
+        open.check_end()?;
+        raw.extend_from_slice(tar_entry::padding(open.stored_bytes()));
+        let record = open.record(&entry, header_bytes as u64, hasher.finish());
+        let linked = linked.then(|| path.clone()).into_iter().collect();
+        let piece =
+            Piece { is_base, records: vec![record], linked, files: 1, bytes: unreported, ..Piece::default() };
+        self.submit(move |compressors| compressors.compress(&raw, piece))
+    }
+
+    fn submit(
+        &mut self,
+        work: impl FnOnce(&Compressors) -> Result<Piece, PackError> + Send + 'scope,
+    ) -> Result<(), PackError> {
+        while self.waiting.len() >= self.packer.frames_in_flight_max {
+            let Some(piece) = self.waiting.pop_front() else { break };
+            self.sink.write(take(&piece)?)?;
+        }
+        let (sender, receiver) = sync_channel(1);
+        let compressors = self.compressors;
+        self.scope.spawn(move |_| {
+            // Nobody listens any more once an earlier piece has failed.
+            let _unheard = sender.send(work(compressors));
+        });
+        self.waiting.push_back(receiver);
+        Ok(())
+    }
+}
+
+/// Waits for a piece. On a thread of the pool, which may be the only one, it works meanwhile.
+fn take(piece: &Receiver<Result<Piece, PackError>>) -> Result<Piece, PackError> {
+    loop {
+        let received = match piece.try_recv() {
+            Ok(result) => return result,
+            Err(TryRecvError::Empty) => match rayon::yield_now() {
+                None => piece.recv().ok(),
+                Some(rayon::Yield::Executed) => continue,
+                Some(rayon::Yield::Idle) => {
+                    std::thread::yield_now();
+                    continue;
+                }
+            },
+            Err(TryRecvError::Disconnected) => None,
+        };
+        // The sender is only lost to a panic, which the scope passes on.
+        let lost = || Err(PackError::Output(io::Error::other("a packing thread is gone")));
+        return received.unwrap_or_else(lost);
+    }
+}
+
+fn overhead_bytes(entry: &Planned) -> usize {
+    let link_bytes = match &entry.what {
+        What::Symlink(target) => target.len(),
+        What::HardLink(target) => target.as_bytes().len(),
+        What::Dir | What::ImpliedDir | What::Absent | What::File { .. } => 0,
+    };
+    let xattrs_bytes: usize = entry.meta.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    ENTRY_OVERHEAD_BYTES + entry.path.as_bytes().len() + link_bytes + xattrs_bytes
+}
+
+/// Contexts of zstd, which are dear to make.
+struct Compressors {
+    level: i32,
+    idle: Mutex<Vec<Compressor<'static>>>,
+}
+
+impl Compressors {
+    fn compress(&self, raw: &[u8], mut piece: Piece) -> Result<Piece, PackError> {
+        if raw.is_empty() {
+            return Ok(piece);
+        }
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut compressor =
+            idle.map_or_else(|| Compressor::new(self.level), Ok).map_err(PackError::Output)?;
+        let stored = compressor.compress(raw).map_err(PackError::Output)?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+        piece.frame = Some((stored, raw.len()));
+        Ok(piece)
+    }
+}

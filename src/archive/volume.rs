@@ -1,0 +1,107 @@
+//! Reading checked pieces of an archive file.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::archive::{ArchiveError, Part};
+use crate::digest::Digest;
+
+/// Bytes that can be read anywhere, from several threads at once.
+pub trait ReadAt: Send + Sync {
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::UnexpectedEof`] where the bytes end too early; any other error of the medium.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Returns the number of bytes.
+    ///
+    /// # Errors
+    /// Those of the medium.
+    fn size_bytes(&self) -> io::Result<u64>;
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
+/// The file behind an archive or manifest, with the name it has in messages.
+#[derive(Clone)]
+pub(super) struct Volume {
+    source: Arc<dyn ReadAt>,
+    path: Arc<PathBuf>,
+}
+
+impl Volume {
+    pub(super) fn new(source: Arc<dyn ReadAt>, path: PathBuf) -> Self {
+        Self { source, path: Arc::new(path) }
+    }
+
+    pub(super) fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
+    pub(super) fn size_bytes(&self) -> Result<u64, ArchiveError> {
+        self.source.size_bytes().map_err(|source| ArchiveError::Io { path: self.path.to_path_buf(), source })
+    }
+
+    /// Reads `length_bytes` at `offset`. Callers have bounded the length by the size of the file or by a
+    /// limit of the format.
+    pub(super) fn read(&self, part: Part, offset: u64, length_bytes: usize) -> Result<Vec<u8>, ArchiveError> {
+        let mut bytes = vec![0; length_bytes];
+        match self.source.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(self
+                    .damaged(part, format!("the file ends before {length_bytes} bytes at offset {offset}")))
+            }
+            Err(source) => Err(ArchiveError::Io { path: self.path.to_path_buf(), source }),
+        }
+    }
+
+    /// As [`read`](Self::read), and compares the hash.
+    pub(super) fn read_hashed(
+        &self,
+        part: Part,
+        offset: u64,
+        length_bytes: usize,
+        hash: &Digest,
+    ) -> Result<Vec<u8>, ArchiveError> {
+        let bytes = self.read(part.clone(), offset, length_bytes)?;
+        if Digest::of(&bytes) == *hash { Ok(bytes) } else { Err(self.damaged(part, "its hash is wrong")) }
+    }
+
+    pub(super) fn damaged(&self, part: Part, problem: impl Into<String>) -> ArchiveError {
+        ArchiveError::Damaged { path: self.path.to_path_buf(), part, problem: problem.into() }
+    }
+
+    pub(super) fn not_an_archive(&self, problem: impl Into<String>) -> ArchiveError {
+        ArchiveError::NotAnArchive { path: self.path.to_path_buf(), problem: problem.into() }
+    }
+
+    /// Decompresses one frame to exactly `raw_bytes`.
+    pub(super) fn decompress(
+        &self,
+        part: Part,
+        stored: &[u8],
+        raw_bytes: usize,
+    ) -> Result<Vec<u8>, ArchiveError> {
+        match zstd::bulk::decompress(stored, raw_bytes) {
+            Ok(raw) if raw.len() == raw_bytes => Ok(raw),
+            Ok(raw) => {
+                let problem = format!("it holds {} bytes instead of {raw_bytes}", raw.len());
+                Err(self.damaged(part, problem))
+            }
+            Err(error) => Err(self.damaged(part, error.to_string())),
+        }
+    }
+}
