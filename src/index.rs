@@ -41,7 +41,7 @@ mod open;
 mod schema;
 mod stat_cache;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
