@@ -284,16 +284,23 @@ fn a_sweep_is_skipped_while_another_store_is_open() {
 }
 
 #[test]
-fn a_failed_sweep_leaves_no_gap_for_another_sweeper() {
-    // Goal: the shared lock is held again after an attempt that failed.
-    // Method: two stores both fail; each still blocks the other afterwards.
+fn trying_to_sweep_gives_nobody_else_a_chance_to() {
+    // Goal: the shared lock, which Linux drops before it tries the exclusive one, is not missed meanwhile.
+    // Method: two stores stay open and keep trying; neither may ever succeed.
     let dir = TempDir::new().unwrap();
-    let (one, two) = (store_in(&dir), store_in(&dir));
-    let index = open_index(&one);
-    for _ in 0..3 {
-        assert_eq!(sweep(&one, &index), Swept::InUse);
-        assert_eq!(sweep(&two, &index), Swept::InUse);
-    }
+    let opened = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let store = store_in(&dir);
+                let index = open_index(&store);
+                opened.wait();
+                let swept = (0..40_000).filter(|_| sweep(&store, &index) != Swept::InUse).count();
+                opened.wait();
+                assert_eq!(swept, 0);
+            });
+        }
+    });
 }
 
 #[test]
