@@ -26,6 +26,21 @@
 //! - temporary tables and statement journals stay in memory;
 //! - closing does not remove the log, which would be done by path.
 //!
+//! # Examples
+//! ```
+//! use vout::index::{Index, IndexOpened};
+//! use vout::store::Store;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let dir = tempfile::tempdir()?;
+//! let (store, _notices) = Store::open(dir.path())?;
+//! let (index, opened) = Index::open(store.dir(), store.path())?;
+//! assert_eq!(opened, IndexOpened::Fresh);
+//! assert_eq!(index.entries()?, []);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Limitations
 //! Closing still makes SQLite look at the database's path, with `stat(2)`, for a warning that nobody reads.
 //! Drop an [`Index`] while no mount lies over it, or while other threads still serve that mount.
@@ -41,7 +56,7 @@ mod open;
 mod schema;
 mod stat_cache;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
