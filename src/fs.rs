@@ -398,7 +398,7 @@ impl From<ArchiveError> for FsError {
 
 impl From<StoreError> for FsError {
     fn from(error: StoreError) -> Self {
-        Self::Os(error.into())
+        Self::Os(error.into_io())
     }
 }
 

@@ -3,6 +3,7 @@
 //! Once a path is real, its layer is *punched* there: from then on the base has the truth. The base is
 //! changed first and the punch recorded second, so that a crash in between leaves the path as it looked.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::Mode;
@@ -46,7 +47,7 @@ impl Materialiser {
         }
         let (parent, name) = self.real_parent(path)?;
         match rustix::fs::mkdirat(&parent, name, Mode::from_bits_truncate(record.mode)) {
-            Ok(()) => restore::set_attributes(&parent, name, &record, layer.mtime(&record))?,
+            Ok(()) => restore::set_dir_attributes(&record, parent.as_fd(), name, layer.mtime(&record))?,
             Err(Errno::EXIST) => {
                 if self.tree.base().list(path)?.is_none() {
                     self.tree.base().remove_all(path)?;
@@ -71,7 +72,7 @@ impl Materialiser {
             RecordKind::File { .. } | RecordKind::Symlink { .. } => {
                 let before = self.before(&layer, path)?;
                 let (parent, name) = self.real_parent(path)?;
-                restore::restore_object(layer.archive(), &record, &parent, name, layer.mtime(&record))?;
+                restore::restore_object(layer.archive(), &record, parent.as_fd(), name, layer.mtime(&record))?;
                 self.punch_with(&layer, path, before)?;
             }
             RecordKind::Absent => {}
@@ -136,7 +137,7 @@ impl Materialiser {
     fn punch_with(&self, layer: &Layer, path: &RelPath, before: PathState) -> Result<(), FsError> {
         let punch = Punch { path: path.to_owned(), before: encode_before(&before) };
         self.index
-            .add_punch(&self.workspace, layer.owner(), &punch)
+            .add_punches(self.workspace, *layer.owner(), &[punch])
             .map_err(|error| FsError::Os(std::io::Error::other(error)))?;
         layer.punch(path, Some(before).filter(|before| *before != PathState::Absent));
         Ok(())

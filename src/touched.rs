@@ -3,6 +3,7 @@
 //! It answers whether a task's outputs are still all in place without looking at each.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Mutex, PoisonError};
 
 use crate::index::TaskId;
@@ -77,7 +78,7 @@ impl TouchedSince<'_> {
         log.known_since > self.since.0
             || log
                 .paths
-                .range::<RelPath, _>(path..)
+                .range::<RelPath, _>((Bound::Included(path), Bound::Unbounded))
                 // Names such as `path-other` sort between `path` and `path/child`.
                 .take_while(|(touched, _)| touched.as_bytes().starts_with(path.as_bytes()))
                 .any(|(touched, touch)| touched.starts_with(path) && self.counts(touch))

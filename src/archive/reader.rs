@@ -338,3 +338,9 @@ pub(super) fn skippable_header(magic: u32, length_bytes: u64) -> Vec<u8> {
     let length = u32::try_from(length_bytes).unwrap_or(u32::MAX);
     [magic.to_le_bytes(), length.to_le_bytes()].concat()
 }
+
+impl std::fmt::Debug for Archive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Archive").finish_non_exhaustive()
+    }
+}

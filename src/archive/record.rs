@@ -98,6 +98,12 @@ impl Record {
         }
     }
 
+    /// Returns whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        matches!(self.kind, RecordKind::File { .. })
+    }
+
     pub(super) fn key(&self) -> Key<'_> {
         Key::of(&self.path)
     }

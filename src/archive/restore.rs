@@ -266,17 +266,63 @@ fn make_dir(root: &OwnedFd, record: &Record) -> Result<(), RestoreError> {
     }
 }
 
+/// Writes one file or symbolic link into the directory `parent` as `name`, like [`restore_file`].
+///
+/// # Errors
+/// [`RestoreError`]; what is neither is refused as invalid.
+pub fn restore_object(
+    archive: &Archive,
+    record: &Record,
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    mtime: Timestamp,
+) -> Result<(), RestoreError> {
+    match &record.kind {
+        RecordKind::File { .. } => restore_file(archive, record, parent, name, mtime),
+        RecordKind::Symlink { target } => put_symlink(record, target, parent, name, mtime),
+        RecordKind::Dir | RecordKind::ImpliedDir | RecordKind::Absent => {
+            Err(at_path(&record.path, Errno::INVAL))
+        }
+    }
+}
+
+/// Gives the directory `name` in `parent` the attributes of `record`.
+///
+/// # Errors
+/// [`RestoreError`].
+pub fn set_dir_attributes(
+    record: &Record,
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    mtime: Timestamp,
+) -> Result<(), RestoreError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(parent, name, flags, Mode::empty())
+        .map_err(|error| at_path(&record.path, error))?;
+    set_attributes(dir.as_fd(), record, mtime).map_err(|error| at(record, error))
+}
+
 fn restore_symlink(root: &OwnedFd, record: &Record, mtime: Timestamp) -> Result<(), RestoreError> {
     let RecordKind::Symlink { target } = &record.kind else { return Ok(()) };
     let (_, name) = split(record)?;
     let parent = open_parent(root, &record.path)?;
-    let temporary = Temporary::new(parent.as_fd());
+    put_symlink(record, target, parent.as_fd(), name, mtime)
+}
+
+fn put_symlink(
+    record: &Record,
+    target: &OsStr,
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    mtime: Timestamp,
+) -> Result<(), RestoreError> {
+    let temporary = Temporary::new(parent);
     let make = || -> io::Result<()> {
-        rustix::fs::symlinkat(target, &parent, &*temporary.name)?;
+        rustix::fs::symlinkat(target, parent, &*temporary.name)?;
         if rustix::process::geteuid().is_root() {
             let (uid, gid) = (Uid::from_raw(record.uid), Gid::from_raw(record.gid));
             tolerate_denial(rustix::fs::chownat(
-                &parent,
+                parent,
                 &*temporary.name,
                 Some(uid),
                 Some(gid),
@@ -284,7 +330,7 @@ fn restore_symlink(root: &OwnedFd, record: &Record, mtime: Timestamp) -> Result<
             ))?;
         }
         let times = timestamps(mtime);
-        Ok(rustix::fs::utimensat(&parent, &*temporary.name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(rustix::fs::utimensat(parent, &*temporary.name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
     };
     make().map_err(|error| at(record, error))?;
     temporary.publish(name).map_err(|error| at(record, error))

@@ -425,3 +425,9 @@ fn block_bounds(raw: &[u8]) -> Result<Vec<usize>, &'static str> {
     bounds.push(raw.len());
     Ok(bounds)
 }
+
+impl std::fmt::Debug for Toc {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Toc").finish_non_exhaustive()
+    }
+}

@@ -131,7 +131,7 @@ impl View {
             Err(rustix::io::Errno::ACCESS) => open(OFlags::RDONLY)?,
             other => other?,
         };
-        Ok(Arc::new(RealFile::new(file.into(), token)))
+        Ok(Arc::new(RealFile::new(File::from(file), token)))
     }
 
     fn add(
@@ -418,7 +418,7 @@ impl Filesystem for View {
     }
 
     fn stats(&self) -> Result<FsStats, FsError> {
-        Ok(crate::fs::FsStats::of(&rustix::fs::fstatvfs(&self.staging)?))
+        Ok(FsStats::of(&rustix::fs::fstatvfs(&self.staging)?))
     }
 
     fn sync_dir(&self, _node: NodeId) -> Result<(), FsError> {

@@ -1,7 +1,7 @@
 //! Ending a run: splitting inputs and outputs, packing and storing the entry, committing the writes.
 
 use std::collections::{BTreeMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::PoisonError;
 
 use rayon::prelude::*;
@@ -282,7 +282,7 @@ impl Workspace {
             }
             Some(Found::Virtual(layer, record)) => {
                 let mtime = layer.mtime(&record);
-                restore_object(layer.archive(), &record, view.staging(), &name, mtime)?;
+                restore_object(layer.archive(), &record, view.staging().as_fd(), &name, mtime)?;
             }
             None => return Err(FsError::NotFound.into()),
         }

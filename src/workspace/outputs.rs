@@ -4,6 +4,7 @@
 //! wrote and this one left in place. It never sees what was read.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -108,7 +109,7 @@ pub(super) fn collect(
 /// Removes everything below `path` from a sorted map.
 pub(super) fn remove_below<T>(map: &mut BTreeMap<RelPathBuf, T>, path: &RelPath) {
     let below: Vec<_> = map
-        .range::<RelPath, _>(path..)
+        .range::<RelPath, _>((Bound::Included(path), Bound::Unbounded))
         .map(|(known, _)| known)
         .take_while(|known| known.as_bytes().starts_with(path.as_bytes()))
         .filter(|known| known.starts_with(path) && &***known != path)

@@ -1,6 +1,7 @@
 //! Writing an entry's outputs into the base as ordinary files: a hit without a mount, and the end of one.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +11,7 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::{ProgressSink, Workspace, WorkspaceError};
-use crate::archive::restore::{restore_object, set_attributes};
+use crate::archive::restore::{restore_object, set_dir_attributes};
 use crate::archive::{Archive, Record, RecordKind, write_manifest};
 use crate::filter::Filter;
 use crate::claim::{Claimed, claim_record, still_describes};
@@ -32,7 +33,7 @@ pub(super) struct Target<'a> {
     /// Which of the task's writes are outputs.
     pub(super) outputs: &'a Filter,
     /// Paths that are not the archive's any more.
-    pub(super) punched: &'a dyn Fn(&RelPath) -> Option<Option<PathState>>,
+    pub(super) punched: &'a (dyn Fn(&RelPath) -> Option<Option<PathState>> + Sync),
     pub(super) stage: Stage,
 }
 
@@ -269,7 +270,7 @@ impl Workspace {
             Err(Errno::EXIST) => {}
             Err(errno) => return Err(at(&record.path)(errno)),
         }
-        Ok(set_attributes(&parent, name, record, *mtime)?)
+        Ok(set_dir_attributes(record, parent.as_fd(), name, *mtime)?)
     }
 
     fn restore_one(&self, archive: &Archive, planned: &Planned) -> Result<(), WorkspaceError> {
@@ -282,7 +283,7 @@ impl Workspace {
             base.remove_all(&record.path).map_err(at(&record.path))?;
         }
         let (parent, name) = base.open_parent(&record.path).map_err(at(&record.path))?;
-        Ok(restore_object(archive, record, &parent, name, *mtime)?)
+        Ok(restore_object(archive, record, parent.as_fd(), name, *mtime)?)
     }
 
     /// Makes a hard link to a file that is in place already; where the link cannot be made, a copy.
