@@ -96,7 +96,7 @@ fn make(root: &Path, plans: &[Planned]) {
             What::Symlink(target) => symlink(target, &at),
             What::File(bytes) if !at.exists() => fs::write(&at, bytes),
             What::Large(length) if !at.exists() => {
-                fs::write(&at, (0..*length).map(|i| (i / 7 % 251) as u8).collect::<Vec<_>>())
+                fs::write(&at, (0..*length).map(|i| i.to_le_bytes()[1]).collect::<Vec<_>>())
             }
             What::Sparse(runs, tail) if !at.exists() => make_sparse(&at, runs, *tail),
             What::HardLink(index) if !files.is_empty() => {
