@@ -116,7 +116,12 @@ pub fn plan<E>(
     let mut steps = Vec::with_capacity(changes.len());
     let mut first_names: HashMap<NodeId, RelPathBuf> = HashMap::new();
     // What is deleted goes first: it may be in the way of a directory's new name.
-    steps.extend(changes.iter().filter(|change| change.object.is_none()).map(|change| Step::Remove(change.path.clone())));
+    steps.extend(
+        changes
+            .iter()
+            .filter(|change| change.object.is_none())
+            .map(|change| Step::Remove(change.path.clone())),
+    );
     for Change { path, object } in changes {
         let Some(object) = object else { continue };
         steps.push(match object {
@@ -124,9 +129,7 @@ pub fn plan<E>(
             NewObject::Symlink { target, meta } => {
                 Step::Symlink(path.clone(), target.as_bytes().to_owned(), meta.into())
             }
-            NewObject::Special { kind, rdev, meta } => {
-                Step::Special(path.clone(), *kind, *rdev, meta.into())
-            }
+            NewObject::Special { kind, rdev, meta } => Step::Special(path.clone(), *kind, *rdev, meta.into()),
             NewObject::File(file) => match first_names.get(&file.node) {
                 Some(first) => Step::Link { first: first.clone(), path: path.clone() },
                 None => {
@@ -332,7 +335,12 @@ fn link(base: &Base, first: &RelPath, path: &RelPath) -> rustix::io::Result<()> 
     rustix::fs::renameat(&dir, &temp, &dir, name)
 }
 
-fn put_symlink(base: &Base, path: &RelPath, target: &OsStr, attributes: &Attributes) -> rustix::io::Result<()> {
+fn put_symlink(
+    base: &Base,
+    path: &RelPath,
+    target: &OsStr,
+    attributes: &Attributes,
+) -> rustix::io::Result<()> {
     remove_dir_in_the_way(base, path)?;
     let (dir, name) = parent(base, path)?;
     let temp = temp_name(name);

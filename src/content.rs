@@ -113,7 +113,9 @@ fn settled(identity: &Identity) -> bool {
 impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Self {
         match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => Self { secs: i64::try_from(after.as_secs()).unwrap_or(i64::MAX), nanos: after.subsec_nanos() },
+            Ok(after) => {
+                Self { secs: i64::try_from(after.as_secs()).unwrap_or(i64::MAX), nanos: after.subsec_nanos() }
+            }
             Err(before) => {
                 let before = before.duration();
                 let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
@@ -132,7 +134,10 @@ impl Timestamp {
     pub fn shifted(self, by_ns: i64) -> Self {
         let nanos = i64::from(self.nanos) + by_ns.rem_euclid(1_000_000_000);
         Self {
-            secs: self.secs.saturating_add(by_ns.div_euclid(1_000_000_000)).saturating_add(nanos / 1_000_000_000),
+            secs: self
+                .secs
+                .saturating_add(by_ns.div_euclid(1_000_000_000))
+                .saturating_add(nanos / 1_000_000_000),
             nanos: u32::try_from(nanos % 1_000_000_000).expect("a remainder of a billion"),
         }
     }

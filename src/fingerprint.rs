@@ -53,9 +53,8 @@ impl Facets {
     /// Takes a task and the content hashes of its programs, in the task's order.
     #[must_use]
     pub fn new(spec: &TaskSpec, programs: Vec<Option<Digest>>) -> Self {
-        let env = spec.env.iter().map(|var| {
-            (var.name.clone(), var.value.as_ref().map(|value| Digest::of(value)))
-        });
+        let env =
+            spec.env.iter().map(|var| (var.name.clone(), var.value.as_ref().map(|value| Digest::of(value))));
         let called = spec.programs.iter().map(|program| program.called.clone());
         Self {
             version: KEY_VERSION,

@@ -14,6 +14,7 @@ use bitflags::bitflags;
 use thiserror::Error;
 
 use crate::archive::ArchiveError;
+use crate::archive::restore::RestoreError;
 pub use crate::state::FileKind;
 use crate::store::StoreError;
 
@@ -396,9 +397,27 @@ impl From<ArchiveError> for FsError {
     }
 }
 
+impl From<RestoreError> for FsError {
+    fn from(error: RestoreError) -> Self {
+        match error {
+            RestoreError::Archive(error) => error.into(),
+            RestoreError::Io { source, .. } => Self::Os(source),
+            error @ RestoreError::NotADirectory { .. } => Self::Corrupt(error.to_string()),
+        }
+    }
+}
+
 impl From<StoreError> for FsError {
     fn from(error: StoreError) -> Self {
-        Self::Os(error.into_io())
+        match error {
+            StoreError::Full { source, .. }
+            | StoreError::ReadOnly { source, .. }
+            | StoreError::NotADirectory { source, .. }
+            | StoreError::Io { source, .. } => Self::Os(source),
+            error @ (StoreError::Relative { .. } | StoreError::ForeignOwner { .. }) => {
+                Self::Os(io::Error::other(error))
+            }
+        }
     }
 }
 

@@ -63,7 +63,12 @@ impl Logical<'_> {
         }
     }
 
-    fn real_state(&self, path: &RelPath, found: &Found, dependency: Dependency) -> Result<PathState, FsError> {
+    fn real_state(
+        &self,
+        path: &RelPath,
+        found: &Found,
+        dependency: Dependency,
+    ) -> Result<PathState, FsError> {
         let mut state = found.probe();
         match (&mut state, found) {
             (PathState::File { content, .. }, Found::Base(stat)) if dependency.contains(Dependency::READ) => {

@@ -72,7 +72,13 @@ impl Materialiser {
             RecordKind::File { .. } | RecordKind::Symlink { .. } => {
                 let before = self.before(&layer, path)?;
                 let (parent, name) = self.real_parent(path)?;
-                restore::restore_object(layer.archive(), &record, parent.as_fd(), name, layer.mtime(&record))?;
+                restore::restore_object(
+                    layer.archive(),
+                    &record,
+                    parent.as_fd(),
+                    name,
+                    layer.mtime(&record),
+                )?;
                 self.punch_with(&layer, path, before)?;
             }
             RecordKind::Absent => {}

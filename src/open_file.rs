@@ -57,7 +57,11 @@ impl OpenFile for RealFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<(), FsError> {
-        if data_only { self.file.sync_data()? } else { self.file.sync_all()? }
+        if data_only {
+            self.file.sync_data()?
+        } else {
+            self.file.sync_all()?
+        }
         Ok(())
     }
 

@@ -81,8 +81,7 @@ impl Recording {
                 self.overflowed = true;
                 return None;
             }
-            let observed =
-                Observed { dependency, probe: state, content: None, listing: None, target: None };
+            let observed = Observed { dependency, probe: state, content: None, listing: None, target: None };
             self.paths.insert(path.to_owned(), observed);
         }
         let observed = self.paths.get_mut(path)?;
@@ -121,9 +120,8 @@ impl Recording {
         let absent = |path: &RelPath| {
             self.paths.get(path).is_some_and(|seen| seen.probe == PathState::Absent && keep(path))
         };
-        let listed = |path: &RelPath| {
-            self.paths.get(path).is_some_and(|seen| seen.listing.is_some() && keep(path))
-        };
+        let listed =
+            |path: &RelPath| self.paths.get(path).is_some_and(|seen| seen.listing.is_some() && keep(path));
         let mut set: Vec<_> = self
             .iter()
             .filter(|(path, seen)| {

@@ -97,9 +97,9 @@ impl TreeError {
 impl From<TreeError> for crate::fs::FsError {
     fn from(error: TreeError) -> Self {
         match error {
-            TreeError::Base { source, .. } => {
-                source.raw_os_error().map_or(Self::Os(source), |raw| rustix::io::Errno::from_raw_os_error(raw).into())
-            }
+            TreeError::Base { source, .. } => source
+                .raw_os_error()
+                .map_or(Self::Os(source), |raw| rustix::io::Errno::from_raw_os_error(raw).into()),
             TreeError::Archive(error) => error.into(),
         }
     }
@@ -143,7 +143,8 @@ impl Tree {
     fn replace(&self, owner: TaskId, new: Option<Arc<Layer>>) -> Option<Arc<Layer>> {
         let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
         let old = layers.iter().find(|layer| *layer.owner() == owner).cloned();
-        *layers = new.into_iter().chain(layers.iter().filter(|layer| *layer.owner() != owner).cloned()).collect();
+        *layers =
+            new.into_iter().chain(layers.iter().filter(|layer| *layer.owner() != owner).cloned()).collect();
         old
     }
 
@@ -195,7 +196,11 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError`].
-    pub fn list(&self, dir: &RelPath, seen: Perspective<'_>) -> Result<BTreeMap<OsString, FileKind>, TreeError> {
+    pub fn list(
+        &self,
+        dir: &RelPath,
+        seen: Perspective<'_>,
+    ) -> Result<BTreeMap<OsString, FileKind>, TreeError> {
         let layers = self.layers();
         let mut names = BTreeMap::new();
         for (name, kind) in self.base.list(dir).map_err(TreeError::base(dir))?.unwrap_or_default() {
@@ -225,7 +230,12 @@ impl Tree {
         Ok(names)
     }
 
-    fn is_stale(&self, layers: &[Arc<Layer>], path: &RelPath, seen: Perspective<'_>) -> Result<bool, TreeError> {
+    fn is_stale(
+        &self,
+        layers: &[Arc<Layer>],
+        path: &RelPath,
+        seen: Perspective<'_>,
+    ) -> Result<bool, TreeError> {
         let mut stat = None;
         for layer in visible(layers, seen).filter(|layer| layer.stale().is_some()) {
             if stat.is_none() {
@@ -293,10 +303,9 @@ impl Found {
                     archive: layer.archive_id(),
                     first_name: link_to.clone().unwrap_or_else(|| record.path.clone()),
                 }),
-                RecordKind::Symlink { .. } => Some(ObjectId::Virtual {
-                    archive: layer.archive_id(),
-                    first_name: record.path.clone(),
-                }),
+                RecordKind::Symlink { .. } => {
+                    Some(ObjectId::Virtual { archive: layer.archive_id(), first_name: record.path.clone() })
+                }
                 RecordKind::Dir | RecordKind::ImpliedDir | RecordKind::Absent => None,
             },
         }
@@ -327,11 +336,9 @@ pub fn record_kind(kind: &RecordKind) -> Option<FileKind> {
 #[must_use]
 pub fn record_probe(record: &Record) -> PathState {
     match &record.kind {
-        RecordKind::File { size_bytes, .. } => PathState::File {
-            executable: record.mode & 0o111 != 0,
-            size_bytes: *size_bytes,
-            content: None,
-        },
+        RecordKind::File { size_bytes, .. } => {
+            PathState::File { executable: record.mode & 0o111 != 0, size_bytes: *size_bytes, content: None }
+        }
         RecordKind::Dir | RecordKind::ImpliedDir => PathState::Dir { listing: None },
         RecordKind::Symlink { .. } => PathState::Symlink { target: None },
         RecordKind::Absent => PathState::Absent,

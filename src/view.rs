@@ -20,7 +20,7 @@ pub use self::diff::{Change, Content, Meta, NewFile, NewObject};
 use self::node::Nodes;
 use crate::fs::{FsError, NodeId};
 use crate::index::TaskId;
-use crate::path::{RelPath, RelPathBuf};
+use crate::path::RelPath;
 use crate::recording::Recording;
 use crate::store::Store;
 use crate::tree::{Found, Perspective, Tree};

@@ -305,10 +305,8 @@ impl Workspace {
             return Ok(archive);
         }
         let path = self.store.archive_path(id);
-        let file = self
-            .store
-            .open_archive(id)
-            .map_err(|source| ArchiveError::Io { path: path.clone(), source })?;
+        let file =
+            self.store.open_archive(id).map_err(|source| ArchiveError::Io { path: path.clone(), source })?;
         let archive = Arc::new(Archive::open(file, path)?);
         archives.retain(|_, archive| archive.strong_count() > 0);
         archives.insert(id, Arc::downgrade(&archive));
@@ -356,10 +354,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Puts an error and its causes on one line.
 fn chain(error: &dyn Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 /// Returns the present time in seconds since the epoch.

@@ -106,7 +106,13 @@ impl Live {
         self.entry(nodes, parent, name, &path)
     }
 
-    fn entry(&self, nodes: &mut Nodes, parent: NodeId, name: &OsStr, path: &RelPath) -> Result<Attr, FsError> {
+    fn entry(
+        &self,
+        nodes: &mut Nodes,
+        parent: NodeId,
+        name: &OsStr,
+        path: &RelPath,
+    ) -> Result<Attr, FsError> {
         let found = self.find(path)?.ok_or(FsError::NotFound)?;
         let id = nodes.node_for(parent, name, &found);
         Ok(found.attr(id))
@@ -143,10 +149,22 @@ impl Live {
         Ok(())
     }
 
-    fn open_real(&self, nodes: &mut Nodes, id: NodeId, path: &RelPath, flags: OpenFlags) -> Result<Arc<dyn OpenFile>, FsError> {
-        let access = if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) { OFlags::RDWR } else { OFlags::RDONLY };
+    fn open_real(
+        &self,
+        nodes: &mut Nodes,
+        id: NodeId,
+        path: &RelPath,
+        flags: OpenFlags,
+    ) -> Result<Arc<dyn OpenFile>, FsError> {
+        let access = if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
         let truncate = if flags.contains(OpenFlags::TRUNCATE) { OFlags::TRUNC } else { OFlags::empty() };
-        let open = |access| self.tree().base().open(path, access | truncate | OFlags::NOFOLLOW | OFlags::NONBLOCK, 0);
+        let open = |access| {
+            self.tree().base().open(path, access | truncate | OFlags::NOFOLLOW | OFlags::NONBLOCK, 0)
+        };
         let file = match open(access) {
             // A file that its owner may write but not read.
             Err(Errno::ACCESS) if access == OFlags::RDWR => open(OFlags::WRONLY)?,
@@ -249,7 +267,13 @@ impl Filesystem for Live {
         })
     }
 
-    fn make_symlink(&self, caller: Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Attr, FsError> {
+    fn make_symlink(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Result<Attr, FsError> {
         self.make(caller, parent, name, None, |dir, name| rustix::fs::symlinkat(target, dir, name))
     }
 
@@ -332,9 +356,7 @@ impl Filesystem for Live {
         }
         // What was virtual until now is another object.
         for (dir, name, path) in [(to_dir, to_name, &to), (from_dir, from_name, &from)] {
-            if let (Some(&id), Some(found)) =
-                (nodes.get(dir)?.children.get(name), self.find(path)?)
-            {
+            if let (Some(&id), Some(found)) = (nodes.get(dir)?.children.get(name), self.find(path)?) {
                 nodes.reidentify(id, found.object_id());
             }
         }

@@ -142,7 +142,12 @@ fn change_real_file(file: impl AsFd, changes: &AttrChanges) -> Result<(), FsErro
         rustix::fs::chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)?;
     }
     if let Some(mode) = changes.mode {
-        rustix::fs::chmodat(rustix::fs::CWD, &*by_descriptor, Mode::from_bits_truncate(mode), AtFlags::empty())?;
+        rustix::fs::chmodat(
+            rustix::fs::CWD,
+            &*by_descriptor,
+            Mode::from_bits_truncate(mode),
+            AtFlags::empty(),
+        )?;
     }
     if let Some(size_bytes) = changes.size_bytes {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;

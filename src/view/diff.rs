@@ -93,7 +93,13 @@ impl View {
         Ok(changes)
     }
 
-    fn walk(&self, state: &mut State, id: NodeId, path: &RelPath, out: &mut Vec<Change>) -> Result<(), FsError> {
+    fn walk(
+        &self,
+        state: &mut State,
+        id: NodeId,
+        path: &RelPath,
+        out: &mut Vec<Change>,
+    ) -> Result<(), FsError> {
         let dir = state.nodes.dir(id)?;
         let lower = dir.lower.clone();
         let children: Vec<_> = dir.children.iter().map(|(name, child)| (name.clone(), *child)).collect();
@@ -154,7 +160,9 @@ impl View {
                 return self.walk_moved(state, &lower, path, out);
             }
             Body::Symlink(symlink) => match (&symlink.own, symlink.lower.clone()) {
-                (Some((target, own)), _) => NewObject::Symlink { target: target.clone(), meta: (*own).into() },
+                (Some((target, own)), _) => {
+                    NewObject::Symlink { target: target.clone(), meta: (*own).into() }
+                }
                 (None, Some(lower)) => return self.walk_moved(state, &lower, path, out),
                 (None, None) => return Err(FsError::NotFound),
             },

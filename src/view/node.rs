@@ -93,11 +93,7 @@ pub(super) struct Special {
 impl Nodes {
     pub(super) fn new() -> Self {
         let root = Node::new(Body::Dir(Dir { lower: Some(RelPathBuf::root()), ..Dir::default() }));
-        Self {
-            nodes: HashMap::from([(NodeId::ROOT, root)]),
-            by_lower: HashMap::new(),
-            next_own: OWN_NUMBERS,
-        }
+        Self { nodes: HashMap::from([(NodeId::ROOT, root)]), by_lower: HashMap::new(), next_own: OWN_NUMBERS }
     }
 
     pub(super) fn get(&self, id: NodeId) -> Result<&Node, FsError> {
@@ -146,7 +142,9 @@ impl Nodes {
             }
             id
         });
-        if shared.is_some() && let Some(node) = self.nodes.get_mut(&id) {
+        if shared.is_some()
+            && let Some(node) = self.nodes.get_mut(&id)
+        {
             // A name that only the lower side knew becomes one of the view.
             if let Body::File(FileContent::Blob { lower_links, .. }) = &mut node.body {
                 *lower_links = lower_links.saturating_sub(1);
@@ -206,7 +204,8 @@ impl Nodes {
     fn is_moved(&self, node: &Node) -> bool {
         let Some(lower) = node.body.lower() else { return false };
         node.names.iter().any(|(parent, name)| {
-            let own_place = self.dir(*parent).ok().and_then(|dir| dir.lower.as_ref()).map(|dir| dir.join(name));
+            let own_place =
+                self.dir(*parent).ok().and_then(|dir| dir.lower.as_ref()).map(|dir| dir.join(name));
             own_place.as_ref() != Some(lower)
         })
     }

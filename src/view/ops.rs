@@ -175,7 +175,13 @@ impl View {
     }
 
     /// Takes `name` away from the node it leads to.
-    fn remove_name(&self, state: &mut State, id: NodeId, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
+    fn remove_name(
+        &self,
+        state: &mut State,
+        id: NodeId,
+        parent: NodeId,
+        name: &OsStr,
+    ) -> Result<(), FsError> {
         self.hide_lower(state, parent, name)?;
         state.nodes.unname(id, (parent, name));
         self.touch_dir(state, parent)
@@ -289,7 +295,13 @@ impl Filesystem for View {
         self.attr_of(state, id)
     }
 
-    fn make_symlink(&self, caller: Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Attr, FsError> {
+    fn make_symlink(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Result<Attr, FsError> {
         let state = &mut *self.lock();
         let id = self.add(state, parent, name, |view, state| {
             let own = view.new_attr(state, caller, parent, 0o777)?;

@@ -75,7 +75,11 @@ impl Workspace {
 
     /// Returns a path that the task's last run changed, that the entry does not put back, and whose
     /// content from before is nowhere to be had.
-    fn unrestorable(&self, asked: &Asked, found: &Match) -> Result<Option<crate::path::RelPathBuf>, WorkspaceError> {
+    fn unrestorable(
+        &self,
+        asked: &Asked,
+        found: &Match,
+    ) -> Result<Option<crate::path::RelPathBuf>, WorkspaceError> {
         let Some(claimed) = &asked.claimed else { return Ok(None) };
         if asked.claim.as_ref().is_some_and(|claim| claim.entry == Some(found.entry.id)) {
             return Ok(None);
@@ -139,8 +143,7 @@ impl Workspace {
             other => other?,
         };
         self.index.clear_punches(self.id, asked.owner)?;
-        let stale =
-            asked.claimed.clone().map(|claimed| Stale { claimed, outputs: asked.output.clone() });
+        let stale = asked.claimed.clone().map(|claimed| Stale { claimed, outputs: asked.output.clone() });
         let layer = Arc::new(Layer::new(LayerParts {
             owner: asked.owner,
             task_name: asked.spec.name.clone(),
@@ -170,7 +173,8 @@ impl Workspace {
         {
             return Ok(true);
         }
-        let known = lock(&self.in_place).get(&asked.owner).is_some_and(|in_place| in_place.entry == Some(entry.id));
+        let known =
+            lock(&self.in_place).get(&asked.owner).is_some_and(|in_place| in_place.entry == Some(entry.id));
         let Some(touched) = self.touched_since_in_place(&asked.owner).filter(|_| known) else {
             return Ok(false);
         };
@@ -181,7 +185,9 @@ impl Workspace {
             }
             for ancestor in path.ancestors().filter(|ancestor| !ancestor.is_root()) {
                 let record = archive.toc().find(ancestor)?;
-                if record.is_some_and(|record| !matches!(record.kind, RecordKind::Dir | RecordKind::ImpliedDir)) {
+                if record
+                    .is_some_and(|record| !matches!(record.kind, RecordKind::Dir | RecordKind::ImpliedDir))
+                {
                     return Ok(false);
                 }
             }
@@ -231,7 +237,8 @@ impl Workspace {
         self.invalidate(|path| {
             layers.iter().any(|layer| {
                 // A directory above outputs has other names now, and is harmless to look up again.
-                path.starts_with(layer.archive().toc().prefix()) || layer.archive().toc().prefix().starts_with(path)
+                path.starts_with(layer.archive().toc().prefix())
+                    || layer.archive().toc().prefix().starts_with(path)
             })
         });
     }
@@ -253,7 +260,9 @@ fn is_bad_archive(error: &WorkspaceError) -> bool {
     let damaged = |error: &ArchiveError| {
         matches!(
             error,
-            ArchiveError::Damaged { .. } | ArchiveError::NotAnArchive { .. } | ArchiveError::NewerVersion { .. }
+            ArchiveError::Damaged { .. }
+                | ArchiveError::NotAnArchive { .. }
+                | ArchiveError::NewerVersion { .. }
         )
     };
     match error {

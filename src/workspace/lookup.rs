@@ -10,9 +10,7 @@ use crate::archive::Archive;
 use crate::claim::Claimed;
 use crate::digest::Digest;
 use crate::filter::Filter;
-use crate::fingerprint::{
-    Facets, InputStates, PathSet, encode, input_differences, path_set_digest, strong_key, task_id,
-};
+use crate::fingerprint::{Facets, InputStates, PathSet, encode, input_differences, strong_key, task_id};
 use crate::fs::FsError;
 use crate::index::{Claim, Entry, TaskId};
 use crate::logical::Logical;
@@ -72,7 +70,8 @@ impl Workspace {
         let claim = self.index.claim(self.id, owner)?;
         let claimed = self.open_claim(claim.as_ref());
         let weak = facets.weak_key();
-        let mut asked = Asked { spec, owner, facets, weak, input, output, claim, claimed, globbed: Vec::new() };
+        let mut asked =
+            Asked { spec, owner, facets, weak, input, output, claim, claimed, globbed: Vec::new() };
         if asked.input.has_positive_globs() {
             asked.globbed = self.globbed(&asked)?;
         }
@@ -153,7 +152,10 @@ impl Workspace {
     }
 
     /// Returns path set and states of an entry, or `None` where they are unreadable.
-    pub(super) fn entry_inputs(&self, entry: &Entry) -> Result<Option<(PathSet, InputStates)>, WorkspaceError> {
+    pub(super) fn entry_inputs(
+        &self,
+        entry: &Entry,
+    ) -> Result<Option<(PathSet, InputStates)>, WorkspaceError> {
         let Some(states) = self.index.states(entry.id)? else { return Ok(None) };
         let stored = postcard::from_bytes::<StoredInputs>(&states).ok();
         Ok(stored.map(|stored| (stored.set, stored.states)))
@@ -175,7 +177,8 @@ impl Workspace {
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file =
-            rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).ok()?;
+            rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+                .ok()?;
         let stat = crate::base::BaseStat::from(rustix::fs::fstat(&file).ok()?);
         if stat.kind != FileKind::File {
             return None;
@@ -289,10 +292,7 @@ fn glob_walk(
     Ok(())
 }
 
-fn globbed_differences(
-    then: &[(RelPathBuf, PathState)],
-    now: &[(RelPathBuf, PathState)],
-) -> Vec<Difference> {
+fn globbed_differences(then: &[(RelPathBuf, PathState)], now: &[(RelPathBuf, PathState)]) -> Vec<Difference> {
     let then: BTreeMap<_, _> = then.iter().map(|(path, state)| (path, state)).collect();
     let now: BTreeMap<_, _> = now.iter().map(|(path, state)| (path, state)).collect();
     let absent = &PathState::Absent;
@@ -328,9 +328,4 @@ fn without_echoes(differences: Vec<Difference>) -> Vec<Difference> {
             _ => true,
         })
         .collect()
-}
-
-/// Returns the digest under which the index files a path set.
-pub(super) fn digest_of(set: &PathSet) -> Digest {
-    path_set_digest(set)
 }

@@ -72,7 +72,11 @@ impl Workspace {
     ///
     /// # Errors
     /// [`WorkspaceError`]; what was written before stays, and what was not stays virtual.
-    pub fn unmount_live(&self, discard: bool, progress: ProgressSink<'_>) -> Result<Materialised, WorkspaceError> {
+    pub fn unmount_live(
+        &self,
+        discard: bool,
+        progress: ProgressSink<'_>,
+    ) -> Result<Materialised, WorkspaceError> {
         let done = if discard { self.discard_layers()? } else { self.materialise_layers(progress)? };
         lock(&self.in_place).clear();
         Ok(done)

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::AtFlags;
 use uuid::Uuid;
@@ -14,9 +14,7 @@ use uuid::Uuid;
 use super::finish::{Changed, storage};
 use super::lookup::Asked;
 use super::{ProgressSink, Workspace};
-use crate::archive::{
-    ArchivedFile, DiskFile, FileSource, Item, Meta, Packer, Record, RecordKind, Source,
-};
+use crate::archive::{ArchivedFile, DiskFile, FileSource, Item, Meta, Packer, Record, RecordKind, Source};
 use crate::base::BaseStat;
 use crate::claim::still_describes;
 use crate::fs::{FileKind, NodeId};
@@ -178,9 +176,16 @@ impl Workspace {
         let items: Vec<_> =
             outputs.iter().map(|output| self.item(output, view, &mut names)).collect::<Result<_, _>>()?;
         let files_total = items.len() as u64;
-        let tell = |files_done, bytes_done| {
+        let bytes_total = items.iter().map(item_bytes).sum();
+        let done = Mutex::new((0, 0));
+        let tell = |files: u64, bytes: u64| {
+            let (files_done, bytes_done) = {
+                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                *done = (done.0 + files, done.1 + bytes);
+                *done
+            };
             let stage = Stage::Packing;
-            progress(Progress { stage, files_done, files_total, bytes_done, bytes_total: 0 });
+            progress(Progress { stage, files_done, files_total, bytes_done, bytes_total });
         };
         let temp = self.store.create_temp().map_err(storage)?;
         let packed = Packer::default().pack(temp.file(), items, &tell).map_err(storage)?;
@@ -315,6 +320,13 @@ fn stat_meta(stat: &BaseStat) -> Meta {
 
 fn plain_meta(meta: &view::Meta) -> Meta {
     Meta { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime, xattrs: Vec::new() }
+}
+
+fn item_bytes(item: &Item) -> u64 {
+    match &item.source {
+        Source::File(file) => file.size_bytes(),
+        _ => 0,
+    }
 }
 
 fn special_problem(kind: FileKind) -> &'static str {

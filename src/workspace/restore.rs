@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{ProgressSink, Workspace, WorkspaceError};
 use crate::archive::restore::{restore_object, set_dir_attributes};
 use crate::archive::{Archive, Record, RecordKind, write_manifest};
-use crate::filter::Filter;
 use crate::claim::{Claimed, claim_record, still_describes};
+use crate::filter::Filter;
 use crate::fs::{FsError, SetTime, Timestamp};
 use crate::index::{Claim, TaskId};
 use crate::logical::Logical;
@@ -100,9 +100,7 @@ impl Workspace {
                 let in_place = match (&record.kind, &stat) {
                     (RecordKind::Absent, stat) => stat.is_none(),
                     (RecordKind::ImpliedDir, Some(stat)) => stat.kind == FileKind::Dir,
-                    (RecordKind::Dir, Some(stat)) => {
-                        stat.kind == FileKind::Dir && stat.mode == record.mode
-                    }
+                    (RecordKind::Dir, Some(stat)) => stat.kind == FileKind::Dir && stat.mode == record.mode,
                     (_, Some(stat)) => still_describes(&record, mtime, stat),
                     (_, None) => false,
                 };
@@ -112,7 +110,11 @@ impl Workspace {
     }
 
     /// Returns what the task's earlier run left and the entry does not hold, deepest first.
-    fn stale_paths(&self, target: &Target<'_>, claimed: Option<&Claimed>) -> Result<Vec<RelPathBuf>, WorkspaceError> {
+    fn stale_paths(
+        &self,
+        target: &Target<'_>,
+        claimed: Option<&Claimed>,
+    ) -> Result<Vec<RelPathBuf>, WorkspaceError> {
         let Some(claimed) = claimed else { return Ok(Vec::new()) };
         let mut stale = Vec::new();
         for record in claimed.manifest().iter() {
@@ -199,14 +201,8 @@ impl Workspace {
         let temp = self.store.create_temp()?;
         write_manifest(temp.file(), records)?;
         temp.publish_claim(manifest)?;
-        let claim = Claim {
-            workspace: self.id,
-            owner,
-            task_name: task_name.to_owned(),
-            manifest,
-            shift_ns,
-            entry,
-        };
+        let claim =
+            Claim { workspace: self.id, owner, task_name: task_name.to_owned(), manifest, shift_ns, entry };
         if let Some(old) = self.index.set_claim(&claim)? {
             self.store.remove_claim(old)?;
         }
@@ -220,17 +216,15 @@ impl Workspace {
         progress: ProgressSink<'_>,
     ) -> Result<Restored, WorkspaceError> {
         let todo: Vec<_> = planned.iter().filter(|planned| !planned.in_place).collect();
-        let is_dir = |planned: &&&Planned| {
-            matches!(planned.record.kind, RecordKind::Dir | RecordKind::ImpliedDir)
-        };
+        let is_dir =
+            |planned: &&&Planned| matches!(planned.record.kind, RecordKind::Dir | RecordKind::ImpliedDir);
         let (mut dirs, others): (Vec<_>, Vec<_>) = todo.into_iter().partition(|planned| is_dir(&planned));
         dirs.sort_unstable_by(|a, b| a.record.path.cmp(&b.record.path));
         for planned in &dirs {
             self.restore_dir(planned)?;
         }
-        let is_link = |planned: &&Planned| {
-            matches!(planned.record.kind, RecordKind::File { link_to: Some(_), .. })
-        };
+        let is_link =
+            |planned: &&Planned| matches!(planned.record.kind, RecordKind::File { link_to: Some(_), .. });
         let (links, others): (Vec<_>, Vec<_>) = others.into_iter().partition(is_link);
         let meter = Meter::new(target.stage, others.iter().map(|planned| &planned.record), progress);
         others.par_iter().try_for_each(|planned| {
@@ -296,7 +290,9 @@ impl Workspace {
         base.remove_all(path).map_err(at(path))?;
         match rustix::fs::linkat(from, from_name, to, to_name, AtFlags::empty()) {
             Ok(()) => Ok(()),
-            Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::NOENT) => self.restore_one(archive, planned),
+            Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::NOENT) => {
+                self.restore_one(archive, planned)
+            }
             Err(errno) => Err(at(path)(errno)),
         }
     }
@@ -332,7 +328,8 @@ impl<'a> Meter<'a> {
         let (files_total, bytes_total) =
             records.fold((0, 0), |(files, bytes), record| (files + 1, bytes + record.size_bytes()));
         let zero = AtomicU64::default;
-        let meter = Self { stage, files_total, bytes_total, files: zero(), bytes: zero(), told: zero(), sink };
+        let meter =
+            Self { stage, files_total, bytes_total, files: zero(), bytes: zero(), told: zero(), sink };
         if files_total > 0 {
             meter.tell();
         }
