@@ -7,4 +7,5 @@
 
 pub mod adapter;
 mod errno;
+pub mod session;
 pub mod terminal;
