@@ -14,6 +14,8 @@ pub mod graph;
 pub mod path;
 pub mod proto;
 pub mod report;
+pub mod runtime;
 pub mod state;
 pub mod task;
+pub mod wire;
 pub mod workspace;
