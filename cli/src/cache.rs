@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 
 use serde_json::json;
-use uuid::Uuid;
 use vout::proto::{Event, Request};
 use vout::report::{EntryDetails, EntryReport};
 
@@ -141,6 +140,7 @@ fn details_json(entry: &EntryDetails) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
     use vout::path::RelPathBuf;
 
     use super::*;

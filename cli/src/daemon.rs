@@ -28,7 +28,7 @@ const READY_LINE: &str = "ready";
 /// How often a daemon that is just going away is given room before another one is started.
 const CONNECT_ATTEMPTS: usize = 3;
 
-/// Bytes from the end of a log that may explain why a daemon did not start.
+/// Bytes of output, or from the end of a log, that may explain why a daemon did not start.
 const LOG_TAIL_BYTES: u64 = 4096;
 
 /// A conversation with the daemon, past its greeting.
@@ -40,31 +40,17 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects to the daemon of `place`, and starts it if there is none.
     pub(crate) fn open(place: &Place) -> Result<Self, CommandError> {
-        let mut last = None;
         for _ in 0..CONNECT_ATTEMPTS {
-            if let Some(stream) = connect(place.runtime.socket())? {
-                match Self::greet(stream) {
-                    // A daemon that was idle may close its socket between our connecting and its greeting.
-                    Ok(None) => {}
-                    Ok(Some(connection)) => return Ok(connection),
-                    Err(error) => return Err(error),
-                }
+            // A daemon that was idle may close its socket between our connecting and its greeting.
+            if let Some(connection) = Self::existing(place)? {
+                return Ok(connection);
             }
-            match start(place) {
-                Ok(()) => {}
-                // Somebody else may have been faster; the next round finds their daemon.
-                Err(error) => last = Some(error),
-            }
+            start(place)?;
         }
-        if let Some(stream) = connect(place.runtime.socket())?
-            && let Some(connection) = Self::greet(stream)?
-        {
-            return Ok(connection);
-        }
-        Err(last.unwrap_or_else(|| {
+        Self::existing(place)?.ok_or_else(|| {
             CommandError::internal("vout-mountd starts, but closes its connections at once")
                 .hint(format!("its log is {}", place.runtime.log().display()))
-        }))
+        })
     }
 
     /// Connects to the daemon of `place` if it is running.
@@ -218,21 +204,27 @@ fn start(place: &Place) -> Result<(), CommandError> {
         .stderr(log.try_clone().attempted("duplicate the log")?)
         .spawn()
         .attempted(format_args!("start {program:?}"))?;
-    if wait_until_ready(&mut child)? {
-        return Ok(());
-    }
+    let Some(said) = wait_until_ready(&mut child)? else { return Ok(()) };
     let status = child.wait().attempted("wait for vout-mountd")?;
-    let mut error = CommandError::internal(format_args!("{PROGRAM} did not start: {status}"));
-    error.causes.extend(log_tail(&mut log, log_start));
+    let mut error = CommandError::internal(format_args!("{PROGRAM} did not start ({status})"));
+    error.causes.extend(if said.is_empty() { log_tail(&mut log, log_start) } else { said });
     Err(error.hint(format!("its log is {}", log_path.display())))
 }
 
-/// Returns whether the daemon announced itself before it closed its output.
-fn wait_until_ready(child: &mut Child) -> Result<bool, CommandError> {
-    let Some(stdout) = child.stdout.take() else { return Ok(false) };
-    let mut line = String::new();
-    let read = BufReader::new(stdout.take(64)).read_line(&mut line).attempted("hear from vout-mountd")?;
-    Ok(read > 0 && line.trim_end() == READY_LINE)
+/// Returns `None` once the daemon can be connected to, or else the lines in which it said why not.
+fn wait_until_ready(child: &mut Child) -> Result<Option<Vec<String>>, CommandError> {
+    let Some(stdout) = child.stdout.take() else { return Ok(Some(Vec::new())) };
+    let mut said = Vec::new();
+    for line in BufReader::new(stdout.take(LOG_TAIL_BYTES)).lines() {
+        let line = line.attempted("hear from vout-mountd")?;
+        if said.is_empty() && line == READY_LINE {
+            return Ok(None);
+        }
+        if !line.trim().is_empty() {
+            said.push(line);
+        }
+    }
+    Ok(Some(said))
 }
 
 /// Returns the last lines that were logged after `start`.

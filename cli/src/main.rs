@@ -8,6 +8,7 @@ mod args;
 mod cache;
 mod config;
 mod daemon;
+mod doctor;
 mod error;
 mod mount;
 mod output;
@@ -44,7 +45,8 @@ fn dispatch(command: &Command) -> Result<ExitCode, CommandError> {
         Command::Status(args) => status::status(args, &surroundings()?),
         Command::Why(args) => status::why(args, &surroundings()?),
         Command::Cache(command) => cache::cache(command, &surroundings()?),
-        Command::Doctor | Command::Probe => Err(CommandError::usage("not yet")),
+        Command::Doctor => doctor::doctor(&surroundings()?),
+        Command::Probe => doctor::probe(),
     }
 }
 

@@ -4,12 +4,13 @@
 //! `vout run` that is killed for just as long as it takes to kill the task as well.
 
 pub(crate) mod children;
+pub(crate) mod fusermount;
 pub(crate) mod message;
 pub(crate) mod namespace;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -53,69 +54,84 @@ fn run(spec: &RunnerSpec, stdin: Option<OwnedFd>, control: &UnixStream) -> Resul
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(io::Error::from)
         .attempted("become the task's subreaper")?;
-    let terminal = match &spec.view {
-        Some(view) => namespace::enter(view, &spec.workspace, spec.terminal)?,
+    let entered = match &spec.view {
+        Some(view) => Some(namespace::enter(view, &spec.workspace, spec.terminal)?),
         None => None,
     };
-    let directory = spec.workspace.join(spec.cwd.as_path());
+    let root = entered.as_ref().map_or(spec.workspace.as_path(), |entered| &entered.root);
+    let directory = root.join(spec.cwd.as_path());
     rustix::process::chdir(&directory).map_err(|errno| {
         CommandError::user(format_args!("cannot enter the working directory {directory:?}"))
             .caused_by(&io::Error::from(errno))
     })?;
     let children = Arc::new(Children::new(spec.group));
     watch_control(control, &children)?;
-    let outcome = run_commands(spec, stdin.as_ref(), terminal, &children)?;
+    let terminal = entered.as_ref().and_then(|entered| entered.terminal.as_ref());
+    let task = Task { spec, directory: &directory, stdin: stdin.as_ref(), terminal };
+    let outcome = task.run(&children)?;
     children.release();
     // Nothing of ours may keep the view busy while the daemon takes stock of it.
     rustix::process::chdir(Path::new("/")).map_err(io::Error::from).attempted("leave the view")?;
     Ok(outcome)
 }
 
-fn run_commands(
-    spec: &RunnerSpec,
-    stdin: Option<&OwnedFd>,
-    terminal: Option<TerminalFiles>,
-    children: &Children,
-) -> Result<Outcome, CommandError> {
-    let started = Instant::now();
-    let mut exit_code = 0;
-    for line in &spec.commands {
-        let mut command = children::command_of(line);
-        command
-            .env_clear()
-            .envs(spec.env.iter().map(|(name, value)| (OsStr::from_bytes(name), OsStr::from_bytes(value))));
-        let stdio = stdio(stdin, terminal.as_ref()).attempted("hand the terminal to the task")?;
-        let mut complaints = complaints_to(terminal.as_ref()).attempted("hand the terminal to the task")?;
-        exit_code = children.run(&mut command, &mut *complaints, stdio).attempted("run the task")?;
-        if exit_code != 0 || children.interrupted() {
-            break;
+/// The commands and their surroundings.
+struct Task<'a> {
+    spec: &'a RunnerSpec,
+    directory: &'a Path,
+    stdin: Option<&'a OwnedFd>,
+    terminal: Option<&'a TerminalFiles>,
+}
+
+impl Task<'_> {
+    fn run(&self, children: &Children) -> Result<Outcome, CommandError> {
+        let started = Instant::now();
+        let mut exit_code = 0;
+        for line in &self.spec.commands {
+            let mut command = children::command_of(line);
+            let env = self.spec.env.iter();
+            command
+                .env_clear()
+                .envs(env.map(|(name, value)| (OsStr::from_bytes(name), OsStr::from_bytes(value))))
+                .env("PWD", self.directory);
+            let (stdio, mut complaints) = self
+                .stdio()
+                .and_then(|stdio| Ok((stdio, self.complaints()?)))
+                .attempted("hand out the terminal")?;
+            exit_code = children.run(&mut command, &mut complaints, stdio).attempted("run the task")?;
+            if exit_code != 0 || children.interrupted() {
+                break;
+            }
+        }
+        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut outlived = children.outlived();
+        let interrupted = children.interrupted();
+        if interrupted {
+            children.kill_all();
+            outlived.clear();
+        }
+        Ok(Outcome { exit_code, interrupted, outlived, duration_ms })
+    }
+
+    fn stdio(&self) -> io::Result<Stdio3> {
+        let stdin = match self.stdin {
+            Some(fd) => fd.try_clone()?.into(),
+            None => Stdio::null(),
+        };
+        let (stdout, stderr) = match self.terminal {
+            Some(files) => (files.stdout.try_clone()?.into(), files.stderr.try_clone()?.into()),
+            None => (Stdio::inherit(), Stdio::inherit()),
+        };
+        Ok(Stdio3 { stdin, stdout, stderr })
+    }
+
+    /// Returns where to say that a command cannot be started.
+    fn complaints(&self) -> io::Result<File> {
+        match self.terminal {
+            Some(files) => files.stderr.try_clone(),
+            None => Ok(rustix::stdio::stderr().try_clone_to_owned()?.into()),
         }
     }
-    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let mut outlived = children.outlived();
-    let interrupted = children.interrupted();
-    if interrupted {
-        children.kill_all();
-        outlived.clear();
-    }
-    Ok(Outcome { exit_code, interrupted, outlived, duration_ms })
-}
-
-fn stdio(stdin: Option<&OwnedFd>, terminal: Option<&TerminalFiles>) -> io::Result<Stdio3> {
-    Ok(Stdio3 {
-        stdin: stdin.map_or(Ok(Stdio::null()), |fd| Ok::<_, io::Error>(fd.try_clone()?.into()))?,
-        stdout: terminal
-            .map_or(Ok(Stdio::inherit()), |files| Ok::<_, io::Error>(files.stdout.try_clone()?.into()))?,
-        stderr: terminal
-            .map_or(Ok(Stdio::inherit()), |files| Ok::<_, io::Error>(files.stderr.try_clone()?.into()))?,
-    })
-}
-
-fn complaints_to(terminal: Option<&TerminalFiles>) -> io::Result<Box<dyn Write>> {
-    Ok(match terminal {
-        Some(files) => Box::new(files.stderr.try_clone()?),
-        None => Box::new(File::from(rustix::stdio::stderr().try_clone_to_owned()?)),
-    })
 }
 
 /// Installs handlers that do nothing. Unlike ignoring, that is undone in the commands by their exec.

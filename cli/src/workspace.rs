@@ -73,6 +73,7 @@ impl Place {
             Some(store) => surroundings.cwd.join(store),
             None => configured_store(&root)?.map_or_else(|| root.join(STORE_DIR), |store| root.join(store)),
         };
+        let store = resolve_store(&store);
         let directory = runtime_dir(surroundings)?;
         let runtime = RuntimePaths::new(&directory, &root, &store)
             .map_err(|error| CommandError::user("no room for the daemon's socket").caused_by(&error))?;
@@ -109,6 +110,17 @@ fn enclosing(cwd: &Path) -> Result<PathBuf, CommandError> {
 pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
     let file = OpenOptions::new().read(true).custom_flags(OFlags::PATH.bits().cast_signed()).open(path)?;
     name_of(&file)
+}
+
+/// Returns one name for a store however it is spelt: daemons are told apart by it.
+///
+/// What does not exist yet keeps its spelling below what does.
+fn resolve_store(store: &Path) -> PathBuf {
+    match (resolve(store), store.parent(), store.file_name()) {
+        (Ok(resolved), ..) => resolved,
+        (Err(_), Some(parent), Some(name)) => resolve_store(parent).join(name),
+        (Err(_), ..) => store.to_owned(),
+    }
 }
 
 /// Returns the path of an open file.

@@ -4,18 +4,30 @@ use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use vout::proto::{Event, Request, VIEW_STDERR, VIEW_STDOUT};
 
+use super::fusermount::PrivateMount;
 use super::message::{Terminal, ViewPlace};
 use crate::daemon::{Connection, unexpected};
 use crate::error::{Attempted, CommandError};
+use crate::output::note;
 use crate::sys;
 
 /// The file system's name in `/proc/self/mountinfo`.
 const FILE_SYSTEM_TYPE: &str = "fuse.vout";
+
+/// A view that this process has entered.
+pub(crate) struct Entered {
+    /// Where the view's root is: over the workspace, or, where a private namespace is denied, elsewhere.
+    pub(crate) root: PathBuf,
+    /// Its terminal files.
+    pub(crate) terminal: Option<TerminalFiles>,
+    /// Unmounts a view that lies elsewhere.
+    _elsewhere: Option<PrivateMount>,
+}
 
 /// The terminal files of a view, open for writing.
 pub(crate) struct TerminalFiles {
@@ -25,34 +37,42 @@ pub(crate) struct TerminalFiles {
     pub(crate) stderr: File,
 }
 
-/// Enters the view: afterwards the workspace's path leads into it, for this process and its children.
+/// Enters the view: afterwards its root leads into it, for this process and its children.
 ///
 /// To be called while the process has one thread, because user namespaces are entered only so.
-pub(crate) fn enter(
-    view: &ViewPlace,
-    workspace: &Path,
-    terminal: Terminal,
-) -> Result<Option<TerminalFiles>, CommandError> {
+pub(crate) fn enter(view: &ViewPlace, workspace: &Path, terminal: Terminal) -> Result<Entered, CommandError> {
     // Before anything is mounted over it: the socket may lie below the workspace.
     let connection = Connection::at(&view.socket)?;
-    unshare()?;
-    let fuse = mount(workspace)?;
+    let (root, elsewhere, fuse) = match unshare() {
+        Ok(()) => (workspace.to_owned(), None, mount(workspace)?),
+        Err(denied) => {
+            // Where there is no helper either, the first reason is the one that people can do something about.
+            let (elsewhere, fuse) = PrivateMount::new(view).map_err(|_| denied)?;
+            note(format!("no private namespace: the task sees the workspace at {}", elsewhere.at.display()));
+            (elsewhere.at.clone(), Some(elsewhere), fuse)
+        }
+    };
     connection.send_with(&Request::Serve { view: view.id }, fuse.as_fd())?;
     // The daemon's copy must be the last one: when it goes, requests fail instead of waiting for ever.
     drop(fuse);
-    match connection.receive()? {
-        Event::Ready => {}
-        other => return Err(unexpected(&other)),
-    }
-    let files = match terminal {
+    expect_ready(&connection)?;
+    let terminal = match terminal {
         Terminal::View => Some(TerminalFiles {
-            stdout: open_terminal(&workspace.join(VIEW_STDOUT))?,
-            stderr: open_terminal(&workspace.join(VIEW_STDERR))?,
+            stdout: open_terminal(&root.join(VIEW_STDOUT))?,
+            stderr: open_terminal(&root.join(VIEW_STDERR))?,
         }),
         Terminal::Inherit => None,
     };
     connection.send(&Request::Started { view: view.id })?;
-    Ok(files)
+    expect_ready(&connection)?;
+    Ok(Entered { root, terminal, _elsewhere: elsewhere })
+}
+
+fn expect_ready(connection: &Connection) -> Result<(), CommandError> {
+    match connection.receive()? {
+        Event::Ready => Ok(()),
+        other => Err(unexpected(&other)),
+    }
 }
 
 fn open_terminal(path: &Path) -> Result<File, CommandError> {
@@ -82,7 +102,7 @@ fn no_namespace(error: &io::Error) -> CommandError {
 }
 
 /// Mounts the view over the workspace and returns the descriptor that it is served on.
-fn mount(workspace: &Path) -> Result<File, CommandError> {
+pub(crate) fn mount(workspace: &Path) -> Result<File, CommandError> {
     let fuse = OpenOptions::new()
         .read(true)
         .write(true)
