@@ -92,7 +92,7 @@ pub(crate) struct RunArgs {
     /// What counts as output: a glob, `!glob`, or `auto` (repeatable; default: auto)
     #[arg(long, value_name = "GLOB", requires = "adhoc")]
     pub(crate) output: Vec<String>,
-    /// Pass this variable to the task, and run anew when it changes (repeatable; may end in `*`)
+    /// Pass this variable to the task, and run anew when it changes (repeatable; `*` stands for any characters)
     #[arg(long, value_name = "NAME", requires = "adhoc")]
     pub(crate) env: Vec<String>,
     /// Run in this directory of the workspace

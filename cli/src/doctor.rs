@@ -1,6 +1,8 @@
 //! `vout doctor`: what this machine offers, and the commands that would make it offer more.
 
 use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::config;
@@ -14,6 +16,9 @@ const PASSTHROUGH_SINCE: (u32, u32) = (6, 9);
 
 /// First kernel with FUSE over io_uring.
 const URING_SINCE: (u32, u32) = (6, 14);
+
+/// Where requests of a mounted view come from.
+const FUSE_DEVICE: &str = "/dev/fuse";
 
 /// Where the kernel says whether FUSE may use io_uring.
 const URING_SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
@@ -64,20 +69,20 @@ pub(crate) fn doctor(surroundings: &Surroundings) -> Result<ExitCode, CommandErr
 /// Tries what a view needs, in a process of its own: the hidden `vout __probe`.
 pub(crate) fn probe() -> Result<ExitCode, CommandError> {
     namespace::unshare()?;
-    // Any directory does: the mount is seen by this process only, and goes with it.
-    namespace::mount(std::path::Path::new("/proc/self"))
-        .or_else(|_| namespace::mount(std::path::Path::new("/tmp")))
-        .map(|_| ExitCode::SUCCESS)
+    if open_fuse().is_ok() {
+        // Any directory does: the mount is seen by this process only, and goes with it.
+        namespace::mount(Path::new("/proc"))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Findings {
     fn of_this_machine() -> Self {
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-        let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse");
         Self {
             kernel,
             root: rustix::process::geteuid().is_root(),
-            fuse: fuse.map(drop).map_err(|error| error.to_string()),
+            fuse: open_fuse().map_err(|error| error.to_string()),
             namespace: run_probe(),
             helper: fusermount::helper(),
             uring: fs::read_to_string(URING_SWITCH).is_ok_and(|value| value.trim() == "Y"),
@@ -124,12 +129,14 @@ impl Findings {
     fn advice(&self) -> Vec<String> {
         let mut advice = Vec::new();
         if self.fuse.is_err() {
-            let in_container = fs::exists("/.dockerenv").unwrap_or(false);
-            advice.push(match in_container {
-                true => "start the container with `--device /dev/fuse --cap-add SYS_ADMIN`".to_owned(),
-                false => "`sudo modprobe fuse`, and `sudo chmod 666 /dev/fuse` where only root may open it"
-                    .to_owned(),
-            });
+            advice.push(
+                match (Path::new(FUSE_DEVICE).exists(), Path::new("/.dockerenv").exists()) {
+                    (true, _) => "`sudo chmod 666 /dev/fuse`",
+                    (false, true) => "start the container with `--device /dev/fuse --cap-add SYS_ADMIN`",
+                    (false, false) => "`sudo modprobe fuse`",
+                }
+                .to_owned(),
+            );
         }
         if self.namespace.is_err() && !self.root {
             advice.extend(namespace_switches());
@@ -175,6 +182,10 @@ fn namespace_switches() -> Vec<String> {
         .into_iter()
         .filter(|(path, denied, _)| fs::read_to_string(path).is_ok_and(|value| value.trim() == *denied));
     set.map(|(_, _, command)| format!("`sudo sysctl -w {command}`")).collect()
+}
+
+fn open_fuse() -> io::Result<()> {
+    OpenOptions::new().read(true).write(true).open(FUSE_DEVICE).map(drop)
 }
 
 /// Tries a view's mount in a child process.

@@ -28,6 +28,7 @@ use self::children::{Children, Stdio3};
 use self::message::{Control, RunnerEvent, RunnerSpec};
 use self::namespace::TerminalFiles;
 use crate::error::{Attempted, CommandError, EXIT_INTERNAL, ErrorKind};
+use crate::workspace::directory;
 
 /// Signals that `vout run` passes on itself, and that must not end the runner on the way.
 const FORWARDED: [i32; 4] =
@@ -59,7 +60,7 @@ fn run(spec: &RunnerSpec, stdin: Option<OwnedFd>, control: &UnixStream) -> Resul
         None => None,
     };
     let root = entered.as_ref().map_or(spec.workspace.as_path(), |entered| &entered.root);
-    let directory = root.join(spec.cwd.as_path());
+    let directory = directory(root, &spec.cwd);
     rustix::process::chdir(&directory).map_err(|errno| {
         CommandError::user(format_args!("cannot enter the working directory {directory:?}"))
             .caused_by(&io::Error::from(errno))

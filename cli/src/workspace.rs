@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
-use vout::path::RelPathBuf;
+use vout::path::{RelPath, RelPathBuf};
 use vout::runtime::RuntimePaths;
 
 use crate::error::{Attempted, CommandError};
@@ -80,6 +80,11 @@ impl Place {
         Ok(Self { root, store, runtime })
     }
 
+    /// Returns the absolute path of a directory of the workspace.
+    pub(crate) fn directory(&self, below: &RelPath) -> PathBuf {
+        directory(&self.root, below)
+    }
+
     /// Returns the place of `path`, absolute or relative to `cwd`, below the workspace.
     pub(crate) fn relative(&self, cwd: &Path, path: &Path) -> Result<RelPathBuf, CommandError> {
         let resolved = resolve(&cwd.join(path))
@@ -90,6 +95,13 @@ impl Place {
         RelPathBuf::new(below.as_os_str().as_bytes())
             .map_err(|error| CommandError::usage("no such place in the workspace").caused_by(&error))
     }
+}
+
+/// Returns the absolute path of what lies `below` the directory `root`.
+///
+/// Joining the empty path would leave a trailing `/`, which tasks see in `PWD`.
+pub(crate) fn directory(root: &Path, below: &RelPath) -> PathBuf {
+    if below.is_root() { root.to_owned() } else { root.join(below.as_path()) }
 }
 
 /// Returns the nearest directory at or above `cwd` with one of the [`MARKERS`].

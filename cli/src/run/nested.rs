@@ -44,7 +44,7 @@ pub(crate) fn run(
 }
 
 fn run_commands(task: &Resolved, place: &Place) -> Result<i32, CommandError> {
-    let directory = place.root.join(task.spec.cwd.as_path());
+    let directory = place.directory(&task.spec.cwd);
     for line in &task.spec.commands {
         let env = task.env.all.iter();
         let mut command = command_of(line);

@@ -127,7 +127,7 @@ impl Requested {
     /// Looks up what the task's surroundings decide. To be called when its turn has come: what it waits for
     /// may have made its programs.
     pub(crate) fn resolve(&self, place: &Place, surroundings: &Surroundings) -> Resolved {
-        let directory = place.root.join(self.cwd.as_path());
+        let directory = place.directory(&self.cwd);
         let env = TaskEnv::select(surroundings, &self.env, &self.untracked_env, &directory);
         let search = ProgramSearch { path: env.get("PATH"), directory: &directory, workspace: &place.root };
         let words: Vec<String> = self.commands.iter().flat_map(words).collect();
