@@ -142,6 +142,17 @@ pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> Result<Option<Receiv
     Ok(Some(Received { message: postcard::from_bytes(&body)?, fds }))
 }
 
+/// Receives one byte of no meaning with one descriptor, as `fusermount3` sends it; `None` where the other
+/// end closed the connection instead.
+///
+/// # Errors
+/// [`WireError`].
+pub fn receive_descriptor(stream: &UnixStream) -> Result<Option<OwnedFd>, WireError> {
+    let mut fds = Vec::new();
+    receive_some(stream, &mut [0], &mut fds)?;
+    Ok(fds.pop())
+}
+
 /// Sends a first part of `bytes` and returns its length.
 fn send_some(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, WireError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_FDS_MAX))];

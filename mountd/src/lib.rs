@@ -5,7 +5,16 @@
 //!
 //! It never opens a path through its own mount.
 
+mod activity;
 pub mod adapter;
 mod errno;
+mod holders;
+mod invalidate;
+pub mod lifecycle;
+mod live;
+mod mountinfo;
+mod server;
 pub mod session;
 pub mod terminal;
+
+pub use lifecycle::main;

@@ -1,0 +1,107 @@
+//! Tells the kernel that its caches are out of date.
+//!
+//! The kernel answers a notification only once it holds the directory or the pages concerned, and whoever
+//! holds those may be waiting for the session. So notifications go out from a thread of their own, never
+//! from one that answers requests.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::Duration;
+
+use fuser::{INodeNo, Notifier};
+use vout::fs::{Invalidator, NodeId};
+
+/// How long to wait for the kernel. A directory may be held for long, by somebody who waits for us.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An [`Invalidator`] that queues; what is queued before the session exists waits for it.
+pub(crate) struct KernelInvalidator {
+    queue: Sender<Notice>,
+}
+
+enum Notice {
+    Entry {
+        parent: NodeId,
+        name: OsString,
+    },
+    Node(NodeId),
+    /// The session has begun.
+    Attach(Notifier),
+    /// All before this is done.
+    Flush(Sender<()>),
+    /// The session has ended.
+    Stop,
+}
+
+impl KernelInvalidator {
+    pub(crate) fn start() -> io::Result<Arc<Self>> {
+        let (queue, notices) = mpsc::channel();
+        thread::Builder::new().name("invalidate".into()).spawn(move || run(&notices))?;
+        Ok(Arc::new(Self { queue }))
+    }
+
+    pub(crate) fn attach(&self, notifier: Notifier) {
+        self.post(Notice::Attach(notifier));
+    }
+
+    pub(crate) fn stop(&self) {
+        self.post(Notice::Stop);
+    }
+
+    /// Waits until the kernel knows all that was posted so far.
+    pub(crate) fn flush(&self) {
+        let (done, flushed) = mpsc::channel();
+        self.post(Notice::Flush(done));
+        match flushed.recv_timeout(FLUSH_TIMEOUT) {
+            // Disconnected: the thread has stopped, and there is no kernel cache any more.
+            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => {}
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                tracing::warn!("the kernel is slow to take invalidations; its caches expire by themselves");
+            }
+        }
+    }
+
+    fn post(&self, notice: Notice) {
+        // Fails only after the session's end, when there is nobody to tell.
+        self.queue.send(notice).ok();
+    }
+}
+
+impl Invalidator for KernelInvalidator {
+    fn entry_changed(&self, parent: NodeId, name: &OsStr) {
+        self.post(Notice::Entry { parent, name: name.to_owned() });
+    }
+
+    fn node_changed(&self, node: NodeId) {
+        self.post(Notice::Node(node));
+    }
+}
+
+fn run(notices: &Receiver<Notice>) {
+    let mut notifier = None;
+    while let Ok(notice) = notices.recv() {
+        let told = match (notice, &notifier) {
+            (Notice::Stop, _) => return,
+            (Notice::Attach(attached), _) => {
+                notifier = Some(attached);
+                Ok(())
+            }
+            (Notice::Flush(done), _) => {
+                done.send(()).ok();
+                Ok(())
+            }
+            // Without a session the kernel has cached nothing.
+            (Notice::Entry { .. } | Notice::Node(_), None) => Ok(()),
+            (Notice::Entry { parent, name }, Some(notifier)) => {
+                notifier.inval_entry(INodeNo(parent.0), &name)
+            }
+            (Notice::Node(node), Some(notifier)) => notifier.inval_inode(INodeNo(node.0), 0, 0),
+        };
+        if let Err(error) = told {
+            tracing::debug!(%error, "kernel refused an invalidation");
+        }
+    }
+}

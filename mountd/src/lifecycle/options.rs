@@ -1,0 +1,108 @@
+//! Arguments of `vout-mountd`. Only `vout` starts it, so there is no help text to speak of.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// How long the daemon stays when nobody needs it, unless told otherwise.
+const IDLE_DEFAULT: Duration = Duration::from_secs(10);
+
+/// What the daemon was started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Absolute path of the workspace.
+    pub workspace: PathBuf,
+    /// Absolute path of the store.
+    pub store: PathBuf,
+    /// Absolute path of the control socket; its directory is made if it is missing.
+    pub socket: PathBuf,
+    /// Absolute path of the log.
+    pub log: PathBuf,
+    /// Whether to keep terminal and process group.
+    pub foreground: bool,
+    /// How long to stay when nobody needs the daemon.
+    pub idle: Duration,
+}
+
+/// The arguments make no sense.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "{problem}\nusage: vout-mountd --workspace PATH --store PATH --socket PATH --log PATH \
+     [--idle-secs N] [--foreground]"
+)]
+pub struct UsageError {
+    problem: String,
+}
+
+impl Options {
+    /// Reads the arguments that follow the program's name.
+    ///
+    /// # Errors
+    /// [`UsageError`] where one is missing, unknown or malformed.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, UsageError> {
+        let mut arguments = arguments.into_iter();
+        let (mut workspace, mut store, mut socket, mut log) = (None, None, None, None);
+        let (mut foreground, mut idle) = (false, IDLE_DEFAULT);
+        while let Some(argument) = arguments.next() {
+            let name = argument.to_string_lossy().into_owned();
+            let mut value = || arguments.next().ok_or_else(|| usage(format!("{name} needs a value")));
+            match name.as_str() {
+                "--workspace" => workspace = Some(value()?),
+                "--store" => store = Some(value()?),
+                "--socket" => socket = Some(value()?),
+                "--log" => log = Some(value()?),
+                "--foreground" => foreground = true,
+                "--idle-secs" => {
+                    let seconds = value()?.to_str().and_then(|text| text.parse().ok());
+                    let seconds = seconds.ok_or_else(|| usage("--idle-secs needs a number".into()))?;
+                    idle = Duration::from_secs(seconds);
+                }
+                _ => return Err(usage(format!("unknown argument {name:?}"))),
+            }
+        }
+        Ok(Self {
+            workspace: absolute("--workspace", workspace)?,
+            store: absolute("--store", store)?,
+            socket: absolute("--socket", socket)?,
+            log: absolute("--log", log)?,
+            foreground,
+            idle,
+        })
+    }
+}
+
+fn absolute(name: &str, value: Option<OsString>) -> Result<PathBuf, UsageError> {
+    let path = PathBuf::from(value.ok_or_else(|| usage(format!("{name} is missing")))?);
+    if path.is_absolute() { Ok(path) } else { Err(usage(format!("{name} {path:?} is not absolute"))) }
+}
+
+fn usage(problem: String) -> UsageError {
+    UsageError { problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, UsageError> {
+        Options::parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn all_paths_are_needed_and_absolute() {
+        let options = parse("--workspace /w --store /s --socket /r/s --log /r/l --idle-secs 1").unwrap();
+        assert_eq!(options.idle, Duration::from_secs(1));
+        assert!(!options.foreground);
+        for bad in [
+            "--workspace /w --store /s --socket /r/s",
+            "--workspace w --store /s --socket /r/s --log /r/l",
+            "--workspace /w --store /s --socket /r/s --log /r/l --idle-secs x",
+            "--workspace /w --store /s --socket /r/s --log /r/l --loud",
+            "--workspace",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

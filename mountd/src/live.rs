@@ -1,0 +1,219 @@
+//! The live mount: put over the workspace, taken away again, and cleared where a dead one was left.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use thiserror::Error;
+use vout::wire::{self, WireError};
+
+use crate::adapter::Adapter;
+use crate::holders::holders;
+use crate::invalidate::KernelInvalidator;
+use crate::mountinfo::{FS_TYPE, mount_at};
+use crate::session::{ServeError, Session, SessionEnd};
+
+/// Set-user-id helper that mounts for those who may not; by its path, as `PATH` is the user's.
+const FUSERMOUNT: &str = "/usr/bin/fusermount3";
+
+/// The device of FUSE.
+pub(crate) const FUSE_DEVICE_PATH: &str = "/dev/fuse";
+
+/// How long the session may take to notice that its mount is gone.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a mount could not be made or taken away.
+#[derive(Debug, Error)]
+pub(crate) enum LiveError {
+    /// Somebody uses it.
+    #[error("{at:?} is in use")]
+    Busy { at: PathBuf, holders: Vec<(u32, String)> },
+    /// The operating system refused.
+    #[error("{at:?} cannot be {action}")]
+    Os { at: PathBuf, action: &'static str, source: io::Error },
+    /// The helper refused.
+    #[error("{FUSERMOUNT} refused {at:?}: {problem}")]
+    Helper { at: PathBuf, problem: String },
+    /// Mounted, but not served.
+    #[error("{at:?} cannot be served")]
+    Serve { at: PathBuf, source: ServeError },
+}
+
+/// A mount that this daemon serves.
+pub(crate) struct LiveMount {
+    at: PathBuf,
+    session: Session,
+    invalidator: Arc<KernelInvalidator>,
+    /// We are taking it away ourselves.
+    unmounting: AtomicBool,
+}
+
+impl LiveMount {
+    /// Mounts `adapter` over the directory `at`.
+    pub(crate) fn mount(
+        at: &Path,
+        adapter: Adapter,
+        invalidator: Arc<KernelInvalidator>,
+        on_end: impl FnOnce(&SessionEnd) + Send + 'static,
+    ) -> Result<Self, LiveError> {
+        let device = match mount_directly(at) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => mount_with_helper(at)?,
+            direct => {
+                direct.map_err(|source| LiveError::Os { at: at.to_owned(), action: "mounted", source })?
+            }
+        };
+        let session = Session::serve(device, adapter, on_end).map_err(|source| {
+            // Nobody can be using it yet.
+            if let Err(error) = unmount(at, true) {
+                tracing::warn!(%error, "a dead mount is left");
+            }
+            LiveError::Serve { at: at.to_owned(), source }
+        })?;
+        invalidator.attach(session.notifier());
+        Ok(Self { at: at.to_owned(), session, invalidator, unmounting: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn at(&self) -> &Path {
+        &self.at
+    }
+
+    pub(crate) fn invalidator(&self) -> &KernelInvalidator {
+        &self.invalidator
+    }
+
+    /// Returns whether the end of the session is our doing.
+    pub(crate) fn is_unmounting(&self) -> bool {
+        self.unmounting.load(Ordering::Acquire)
+    }
+
+    /// Returns who uses the mount.
+    pub(crate) fn holders(&self) -> Vec<(u32, String)> {
+        mount_at(&self.at).ok().flatten().map(|mount| holders(&mount)).unwrap_or_default()
+    }
+
+    /// Takes the mount away.
+    pub(crate) fn unmount(&self) -> Result<(), LiveError> {
+        self.unmounting.store(true, Ordering::Release);
+        let unmounted = unmount(&self.at, false);
+        match &unmounted {
+            Ok(()) => self.ended(),
+            Err(_) => self.unmounting.store(false, Ordering::Release),
+        }
+        unmounted
+    }
+
+    /// Takes the mount out of the tree even if somebody uses it.
+    pub(crate) fn detach(&self) -> Result<(), LiveError> {
+        self.unmounting.store(true, Ordering::Release);
+        unmount(&self.at, true)
+    }
+
+    fn ended(&self) {
+        if self.session.wait(END_TIMEOUT).is_none() {
+            tracing::warn!(at = ?self.at, "unmounted, but a copy of the mount lives on elsewhere");
+        }
+        self.invalidator.stop();
+    }
+}
+
+/// Unmounts what a killed daemon left at `path`; returns whether there was something.
+pub(crate) fn clear_dead(path: &Path) -> io::Result<bool> {
+    let mut cleared = false;
+    while is_dead_mount(path)? {
+        tracing::info!(?path, "unmounting what a dead daemon left");
+        unmount(path, true).map_err(io::Error::other)?;
+        cleared = true;
+    }
+    Ok(cleared)
+}
+
+/// Returns whether the topmost mount at `path` is one of ours that nobody serves.
+fn is_dead_mount(path: &Path) -> io::Result<bool> {
+    let ours = mount_at(path)?.is_some_and(|mount| mount.fs_type == FS_TYPE);
+    // Unlike attributes, these numbers are never cached: the kernel has to ask.
+    let dead = |errno: Errno| errno == Errno::NOTCONN || errno == Errno::CONNABORTED;
+    Ok(ours && rustix::fs::statfs(path).is_err_and(dead))
+}
+
+fn mount_directly(at: &Path) -> io::Result<OwnedFd> {
+    let device = rustix::fs::open(FUSE_DEVICE_PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let options = format!(
+        "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other",
+        device.as_raw_fd(),
+    );
+    let options = CString::new(options)?;
+    rustix::mount::mount("vout", at, FS_TYPE, MountFlags::NOSUID | MountFlags::NODEV, &*options)?;
+    Ok(device)
+}
+
+/// Mounts through `fusermount3`, which sends the descriptor over a socket that it finds by number: its
+/// standard input.
+fn mount_with_helper(at: &Path) -> Result<OwnedFd, LiveError> {
+    let os = |source| LiveError::Os { at: at.to_owned(), action: "mounted", source };
+    let (ours, theirs) = UnixStream::pair().map_err(os)?;
+    let child = Command::new(FUSERMOUNT)
+        .args(["-o", "fsname=vout,subtype=vout,default_permissions,nosuid,nodev", "--"])
+        .arg(at)
+        .env("_FUSE_COMMFD", "0")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(os)?;
+    let received = wire::receive_descriptor(&ours);
+    let output = child.wait_with_output().map_err(os)?;
+    match received {
+        Ok(Some(device)) => Ok(device),
+        Ok(None) | Err(WireError::Truncated) => Err(helper_error(at, &output.stderr)),
+        Err(error) => Err(os(io::Error::other(error))),
+    }
+}
+
+/// Unmounts the topmost mount at `at`; `detach` takes it out of the tree even if it is in use.
+fn unmount(at: &Path, detach: bool) -> Result<(), LiveError> {
+    let flags = if detach { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(at, flags | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(Errno::BUSY) => Err(busy(at)),
+        Err(Errno::PERM) => unmount_with_helper(at, detach),
+        Err(errno) => Err(LiveError::Os { at: at.to_owned(), action: "unmounted", source: errno.into() }),
+    }
+}
+
+fn unmount_with_helper(at: &Path, detach: bool) -> Result<(), LiveError> {
+    let mut command = Command::new(FUSERMOUNT);
+    command.arg("-u");
+    if detach {
+        command.arg("-z");
+    }
+    // The helper translates its messages; this one we have to recognise.
+    let output = command.arg("--").arg(at).env("LC_ALL", "C").stdin(Stdio::null()).output();
+    let output = output.map_err(|source| LiveError::Os { at: at.to_owned(), action: "unmounted", source })?;
+    if output.status.success() {
+        Ok(())
+    } else if String::from_utf8_lossy(&output.stderr).contains("busy") {
+        Err(busy(at))
+    } else {
+        Err(helper_error(at, &output.stderr))
+    }
+}
+
+fn busy(at: &Path) -> LiveError {
+    let holders = mount_at(at).ok().flatten().map(|mount| holders(&mount)).unwrap_or_default();
+    LiveError::Busy { at: at.to_owned(), holders }
+}
+
+fn helper_error(at: &Path, stderr: &[u8]) -> LiveError {
+    let problem = String::from_utf8_lossy(stderr.trim_ascii()).into_owned();
+    LiveError::Helper { at: at.to_owned(), problem }
+}

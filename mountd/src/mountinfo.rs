@@ -1,0 +1,93 @@
+//! What is mounted where, as `/proc/self/mountinfo` tells: nothing here touches a mount.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// Type under which our mounts appear.
+pub(crate) const FS_TYPE: &str = "fuse.vout";
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountEntry {
+    /// Mount id, as `mnt_id` in `/proc/PID/fdinfo`.
+    pub(crate) id: u32,
+    /// Device as `MAJOR:MINOR` in decimal.
+    pub(crate) device: (u32, u32),
+    /// Where.
+    pub(crate) mount_point: PathBuf,
+    /// File-system type.
+    pub(crate) fs_type: String,
+}
+
+/// Returns the mounts of this process's namespace; later ones cover earlier ones.
+pub(crate) fn mounts() -> io::Result<Vec<MountEntry>> {
+    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// Returns the topmost mount exactly at `path`.
+pub(crate) fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
+    Ok(mounts()?.into_iter().rfind(|mount| mount.mount_point == path))
+}
+
+fn parse(mountinfo: &[u8]) -> Vec<MountEntry> {
+    mountinfo.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
+}
+
+/// `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [OPTIONAL…] - TYPE SOURCE SUPEROPTIONS`
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let text = |field: &[u8]| std::str::from_utf8(field).ok().map(str::to_owned);
+    let id = text(fields.next()?)?.parse().ok()?;
+    let device = text(fields.nth(1)?)?;
+    let (major, minor) = device.split_once(':')?;
+    let mount_point = unescape(fields.nth(1)?);
+    let fs_type = text(fields.skip_while(|field| *field != b"-").nth(1)?)?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    Some(MountEntry { id, device, mount_point, fs_type })
+}
+
+/// Undoes the octal escapes of blanks and backslashes.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let escaped = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = escaped.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match (first, escaped) {
+            (b'\\', Some(byte)) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn optional_fields_and_escapes_are_understood() {
+        let text = b"36 35 98:0 /r /mnt/a\\040b rw,noatime master:1 shared:2 - ext4 /dev/root rw\n\
+            99 36 0:61 / /w rw - fuse.vout vout rw,user_id=0\n";
+        let mounts = parse(text);
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts[0].mount_point, Path::new("/mnt/a b"));
+        assert_eq!(mounts[0].fs_type, "ext4");
+        assert_eq!((mounts[1].id, mounts[1].device), (99, (0, 61)));
+        assert_eq!(mounts[1].fs_type, FS_TYPE);
+    }
+
+    #[test]
+    fn the_root_of_this_machine_is_found() -> io::Result<()> {
+        assert!(mount_at(Path::new("/"))?.is_some());
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! Mounting and unmounting the workspace.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+
+use vout::proto::{Event, Failure, FailureKind};
+use vout::workspace::Materialised;
+
+use super::Server;
+use super::connection::Connection;
+use super::failure::{failure, internal, user_failure};
+use crate::adapter::{Adapter, AdapterOptions};
+use crate::invalidate::KernelInvalidator;
+use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, clear_dead};
+use crate::mountinfo::{FS_TYPE, mounts};
+use crate::session::SessionEnd;
+
+impl Server {
+    pub(super) fn mount(self: &Arc<Self>, at: Option<PathBuf>) -> Result<Event, Failure> {
+        let at = at.unwrap_or_else(|| self.options.root.clone());
+        let _mounting = self.mounting();
+        if let Some(live) = self.live().as_ref() {
+            let mounted = live.at().to_owned();
+            return if mounted == at {
+                Ok(Event::Mounted { at, already: true })
+            } else {
+                Err(user_failure(format!("the workspace is mounted already, at {mounted:?}"), &[]))
+            };
+        }
+        if !Path::new(FUSE_DEVICE_PATH).exists() {
+            let hints = ["modprobe fuse", "in a container, add: --device /dev/fuse --cap-add SYS_ADMIN"];
+            return Err(user_failure(format!("{FUSE_DEVICE_PATH} is missing"), &hints));
+        }
+        self.check_target(&at)?;
+        let invalidator = KernelInvalidator::start().map_err(|error| internal(&error))?;
+        let served = self.workspace.mount_live(Arc::<KernelInvalidator>::clone(&invalidator));
+        let filesystem = served.map_err(|error| internal(&error))?;
+        let adapter = Adapter::new(filesystem, AdapterOptions::live(self.options.passthrough), None);
+        let (server, in_use) = (Arc::downgrade(self), self.activity.enter());
+        let on_end = move |end: &SessionEnd| {
+            Self::live_ended(&server, end);
+            drop(in_use);
+        };
+        match LiveMount::mount(&at, adapter, invalidator, on_end) {
+            Ok(live) => {
+                tracing::info!(?at, "mounted");
+                *self.live() = Some(Arc::new(live));
+                Ok(Event::Mounted { at, already: false })
+            }
+            Err(error) => {
+                self.end_layers();
+                Err(mount_failure(&error))
+            }
+        }
+    }
+
+    pub(super) fn unmount(&self, connection: &Connection, discard: bool) -> Result<Event, Failure> {
+        let _mounting = self.mounting();
+        let Some(live) = self.live().clone() else {
+            let root = &self.options.root;
+            return match clear_dead(root) {
+                Ok(true) => Ok(unmounted(Materialised::default())),
+                Ok(false) => Err(user_failure(format!("{root:?} is not mounted"), &[])),
+                Err(error) => Err(internal(&error)),
+            };
+        };
+        let holders = live.holders();
+        if !holders.is_empty() {
+            // Known before the work is done, not after.
+            return Ok(Event::Busy { holders });
+        }
+        let end_layers = || {
+            let progress = |progress| connection.progress(progress);
+            self.workspace.unmount_live(discard, &progress).map_err(|error| internal(&error))
+        };
+        // What is still virtual is written while the mount serves it; what is given up is given up only
+        // once nobody can ask for it.
+        let written = if discard { None } else { Some(end_layers()?) };
+        match live.unmount() {
+            Ok(()) => {}
+            Err(LiveError::Busy { holders, .. }) => return Ok(Event::Busy { holders }),
+            Err(error) => return Err(internal(&error)),
+        }
+        tracing::info!(at = ?live.at(), "unmounted");
+        *self.live() = None;
+        let materialised = match written {
+            Some(materialised) => materialised,
+            None => end_layers()?,
+        };
+        Ok(unmounted(materialised))
+    }
+
+    /// Takes the live mount away because the daemon ends; nothing is materialised.
+    pub(crate) fn unmount_at_exit(&self) {
+        let Some(live) = self.live().take() else { return };
+        let unmounted = live.unmount().or_else(|error| {
+            tracing::warn!(%error, "detaching instead");
+            live.detach()
+        });
+        if let Err(error) = unmounted {
+            tracing::error!(%error, at = ?live.at(), "the mount stays behind");
+        }
+    }
+
+    pub(super) fn mounted_at(&self) -> Option<PathBuf> {
+        self.live().as_ref().map(|live| live.at().to_owned())
+    }
+
+    /// Waits until the live mount shows what the engine did.
+    pub(super) fn flush_invalidations(&self) {
+        let live = self.live().clone();
+        if let Some(live) = live {
+            live.invalidator().flush();
+        }
+    }
+
+    /// Somebody else unmounted the live mount, or it failed: nothing virtual may be lost.
+    fn live_ended(server: &Weak<Self>, end: &SessionEnd) {
+        let Some(server) = server.upgrade() else { return };
+        let mut live = server.live();
+        if live.as_ref().is_none_or(|live| live.is_unmounting()) {
+            return;
+        }
+        let ended = live.take();
+        drop(live);
+        tracing::warn!(?end, "the live mount was taken away");
+        if let Some(ended) = ended {
+            ended.invalidator().stop();
+        }
+        server.end_layers();
+    }
+
+    fn end_layers(&self) {
+        if let Err(error) = self.workspace.unmount_live(false, &|_| ()) {
+            tracing::error!(%error, "virtual files could not be written out");
+        }
+    }
+
+    /// Refuses what cannot work, with the reason.
+    fn check_target(&self, at: &Path) -> Result<(), Failure> {
+        let root = &self.options.root;
+        if at != root && (!at.is_absolute() || at.starts_with(root) || root.starts_with(at)) {
+            let problem = format!("{at:?} cannot show {root:?}: one lies inside the other");
+            return Err(user_failure(problem, &[]));
+        }
+        clear_dead(at).map_err(|error| internal(&error))?;
+        for mount in mounts().map_err(|error| internal(&error))? {
+            if mount.fs_type != FS_TYPE {
+                continue;
+            }
+            let other = &mount.mount_point;
+            if other == at {
+                let problem = format!("{at:?} is mounted by another daemon");
+                return Err(user_failure(problem, &["was it mounted with another store (VOUT_STORE)?"]));
+            }
+            if at.starts_with(other) || other.starts_with(at) {
+                let problem = format!("mounts cannot be nested: {other:?} is mounted");
+                return Err(user_failure(problem, &[&format!("vout unmount {}", other.display())]));
+            }
+        }
+        self.check_directory(at).map_err(|error| match error {
+            Refused::Os(source) => {
+                let mut failed = failure(FailureKind::User, &source, &[]);
+                failed.causes.insert(0, format!("{at:?} cannot be mounted over"));
+                failed
+            }
+            Refused::Because(problem) => user_failure(problem, &[]),
+        })
+    }
+
+    fn check_directory(&self, at: &Path) -> Result<(), Refused> {
+        let directory = std::fs::symlink_metadata(at).map_err(Refused::Os)?;
+        let refuse = |problem: String| Err(Refused::Because(problem));
+        if !directory.is_dir() {
+            return refuse(format!("{at:?} is not a directory"));
+        }
+        let user = rustix::process::geteuid();
+        if !user.is_root() && directory.uid() != user.as_raw() {
+            return refuse(format!("{at:?} belongs to user {}, not to you", directory.uid()));
+        }
+        if at == self.options.root && (directory.dev(), directory.ino()) != self.options.root_id {
+            return refuse(format!("something else was mounted over {at:?} in the meantime"));
+        }
+        Ok(())
+    }
+
+    fn live(&self) -> MutexGuard<'_, Option<Arc<LiveMount>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mounting(&self) -> MutexGuard<'_, ()> {
+        self.mounting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a directory cannot be mounted over.
+enum Refused {
+    Os(io::Error),
+    Because(String),
+}
+
+fn unmounted(materialised: Materialised) -> Event {
+    let Materialised { files, bytes, discarded_files } = materialised;
+    Event::Unmounted { files, bytes, discarded_files }
+}
+
+fn mount_failure(error: &LiveError) -> Failure {
+    tracing::warn!(%error, "not mounted");
+    let denied = match error {
+        LiveError::Helper { .. } => true,
+        LiveError::Os { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+        LiveError::Busy { .. } | LiveError::Serve { .. } => false,
+    };
+    let hints: &[&str] = if denied {
+        &["install fuse3, or mount as root", "in a container, add: --device /dev/fuse --cap-add SYS_ADMIN"]
+    } else {
+        &[]
+    };
+    failure(FailureKind::User, error, hints)
+}

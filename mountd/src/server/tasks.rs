@@ -1,0 +1,210 @@
+//! The life of a run: looked up, served in a view, finished or abandoned.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vout::fs::Filesystem;
+use vout::proto::{CacheMode, Event, Failure, FailureKind, Outcome, Request, ViewId};
+use vout::task::TaskSpec;
+use vout::wire::WireError;
+use vout::workspace::{Begun, Run};
+
+use super::Server;
+use super::connection::Connection;
+use super::failure::{failure, internal, user_failure};
+use crate::adapter::{Adapter, AdapterOptions};
+use crate::session::{Session, SessionEnd};
+use crate::terminal::Terminal;
+
+/// What the runner needs of a run.
+pub(crate) struct View {
+    task: String,
+    filesystem: Arc<dyn Filesystem>,
+    terminal: Arc<Terminal>,
+    /// Held while the session starts, so that a run abandoned meanwhile is not served.
+    session: Mutex<ViewSession>,
+}
+
+enum ViewSession {
+    /// The runner has not come yet.
+    Awaited,
+    Serving(Session),
+    /// The run is over.
+    Closed,
+}
+
+impl View {
+    /// Returns the name of the task.
+    pub(crate) fn task(&self) -> &str {
+        &self.task
+    }
+
+    fn session(&self) -> MutexGuard<'_, ViewSession> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the session away; none is started any more.
+    fn close(&self) -> ViewSession {
+        std::mem::replace(&mut *self.session(), ViewSession::Closed)
+    }
+}
+
+/// A run that is neither finished nor abandoned.
+#[must_use = "dropping it abandons the run"]
+struct OpenRun<'a> {
+    server: &'a Server,
+    view: Arc<View>,
+    id: Option<ViewId>,
+    /// Taken when the run is finished.
+    run: Option<Run>,
+}
+
+impl Server {
+    /// Looks a task up and, on a miss, sees its run through to the end.
+    pub(super) fn run_task(
+        self: &Arc<Self>,
+        connection: &Connection,
+        spec: TaskSpec,
+        cache: CacheMode,
+    ) -> Result<(), WireError> {
+        let task = spec.name.clone();
+        let begun = self.workspace.begin(spec, cache, &|progress| connection.progress(progress));
+        let (run, reason) = match begun {
+            Ok(Begun::Hit { report, terminal }) => {
+                self.flush_invalidations();
+                return connection.send(&Event::Hit { report, terminal });
+            }
+            Ok(Begun::Miss { run, reason }) => (run, reason),
+            Err(error) => return connection.send(&Event::Failed(internal(&error))),
+        };
+        let open = match self.register(task, run, connection) {
+            Ok(open) => open,
+            Err(failed) => return connection.send(&Event::Failed(failed)),
+        };
+        connection.send(&Event::Miss { view: open.id, reason })?;
+        match await_outcome(connection, &open.view)? {
+            Some(outcome) => connection.send(&open.finish(connection, outcome)),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a run known to its runner.
+    fn register(&self, task: String, run: Run, connection: &Connection) -> Result<OpenRun<'_>, Failure> {
+        let terminal = match Terminal::start(connection.output()) {
+            Ok(terminal) => terminal,
+            Err(error) => {
+                self.workspace.abandon(run);
+                return Err(internal(&error));
+            }
+        };
+        let session = Mutex::new(ViewSession::Awaited);
+        let view = Arc::new(View { task, filesystem: run.filesystem(), terminal, session });
+        let id = self.options.fuse.then(|| ViewId(uuid::Uuid::new_v4()));
+        if let Some(id) = id {
+            self.views().insert(id, Arc::clone(&view));
+        }
+        Ok(OpenRun { server: self, view, id, run: Some(run) })
+    }
+
+    /// Serves a view on the descriptor its runner mounted.
+    pub(super) fn serve_view(&self, id: ViewId, mut fds: Vec<OwnedFd>) -> Result<Event, Failure> {
+        let (Some(device), true) = (fds.pop(), fds.is_empty()) else {
+            return Err(user_failure("serving a view takes exactly one descriptor".into(), &[]));
+        };
+        let view = self.view(id)?;
+        let mut session = view.session();
+        match &*session {
+            ViewSession::Awaited => {}
+            ViewSession::Serving(_) => return Err(user_failure("the view is served already".into(), &[])),
+            ViewSession::Closed => return Err(user_failure("the run is over".into(), &[])),
+        }
+        let options = AdapterOptions::view(self.options.passthrough);
+        let terminal = Some(Arc::clone(&view.terminal));
+        let adapter = Adapter::new(Arc::clone(&view.filesystem), options, terminal);
+        let in_use = self.activity.enter();
+        let task = view.task.clone();
+        let on_end = move |end: &SessionEnd| {
+            tracing::info!(task, ?end, "view ended");
+            drop(in_use);
+        };
+        let served = Session::serve(device, adapter, on_end)
+            .map_err(|error| failure(FailureKind::Internal, &error, &[]))?;
+        tracing::info!(task = view.task, passthrough = served.passthrough(), "view served");
+        *session = ViewSession::Serving(served);
+        Ok(Event::Ready)
+    }
+
+    /// Hides the terminal files of a view from its task.
+    pub(super) fn seal_view(&self, id: ViewId) -> Result<Event, Failure> {
+        self.view(id)?.terminal.seal();
+        Ok(Event::Ready)
+    }
+
+    fn view(&self, id: ViewId) -> Result<Arc<View>, Failure> {
+        let view = self.views().get(&id).cloned();
+        view.ok_or_else(|| user_failure(format!("there is no view {}", id.0), &[]))
+    }
+}
+
+impl OpenRun<'_> {
+    /// Ends the run. Processes that outlived the task are served on, until the last of them is gone.
+    fn finish(mut self, connection: &Connection, outcome: Outcome) -> Event {
+        let Some(run) = self.run.take() else {
+            return Event::Failed(user_failure("the run is over".into(), &[]));
+        };
+        self.view.terminal.flush();
+        let terminal = self.view.terminal.take_log();
+        let fault = self.fault();
+        let progress = |progress| connection.progress(progress);
+        let finished = self.server.workspace.finish(run, outcome, terminal, fault, &progress);
+        self.server.flush_invalidations();
+        finished.map_or_else(|error| Event::Failed(internal(&error)), Event::Finished)
+    }
+
+    /// Returns why the view did not serve the task to its end, if it did not.
+    fn fault(&self) -> Option<String> {
+        // Without a view nothing was to be served.
+        self.id?;
+        match &*self.view.session() {
+            ViewSession::Awaited => Some("the view was never mounted".to_owned()),
+            ViewSession::Closed => Some("the view was closed".to_owned()),
+            ViewSession::Serving(session) => match session.end() {
+                // The last process of the task took the mount with it.
+                None | Some(SessionEnd::Unmounted) => None,
+                Some(SessionEnd::Aborted) => Some("the view was aborted".to_owned()),
+                Some(SessionEnd::Failed(problem)) => Some(problem),
+            },
+        }
+    }
+}
+
+impl Drop for OpenRun<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.server.views().remove(&id);
+        }
+        let session = self.view.close();
+        let Some(run) = self.run.take() else { return };
+        tracing::info!(task = self.view.task, "run abandoned");
+        if let ViewSession::Serving(session) = session {
+            session.abort();
+        }
+        self.server.workspace.abandon(run);
+    }
+}
+
+/// Takes output until the task ends; `None` where the client left.
+fn await_outcome(connection: &Connection, view: &View) -> Result<Option<Outcome>, WireError> {
+    while let Some(received) = connection.receive()? {
+        match received.message {
+            Request::Output(chunk) => view.terminal.record(chunk),
+            Request::Finish(outcome) => return Ok(Some(outcome)),
+            other => {
+                let problem = format!("a task is running here, and the client sent {other:?}");
+                connection.send(&Event::Failed(user_failure(problem, &[])))?;
+                return Ok(None);
+            }
+        }
+    }
+    Ok(None)
+}
