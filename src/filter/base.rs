@@ -1,5 +1,7 @@
 //! Patterns relative to a directory of the workspace, rewritten to be relative to its root.
 
+use std::ffi::OsStr;
+
 use super::braces::specials;
 use super::{FilterError, FilterProblem};
 use crate::path::RelPath;
@@ -19,8 +21,9 @@ pub fn join(base: &RelPath, pattern: &str) -> Result<String, FilterError> {
     if pattern.starts_with('/') {
         return Err(error(FilterProblem::Absolute));
     }
-    let mut parts: Vec<String> =
-        base.components().map(|name| escape(RelPath::new(name.as_encoded_bytes()).unwrap_or(base))).collect();
+    let escaped = |name: &OsStr| escape(&RelPath::ROOT.join(name));
+    // Each with whether it is one name, which a `..` behind it takes back.
+    let mut parts: Vec<(String, bool)> = base.components().map(|name| (escaped(name), true)).collect();
     let mut rest = split_outside_braces(pattern).into_iter().peekable();
     while let Some(part) = rest.next() {
         match part {
@@ -28,17 +31,17 @@ pub fn join(base: &RelPath, pattern: &str) -> Result<String, FilterError> {
             "." => {}
             ".." => match parts.pop() {
                 None => return Err(error(FilterProblem::LeavesWorkspace)),
-                Some(parent) if has_wildcard(&parent) => return Err(error(FilterProblem::Dots)),
-                Some(_) => {}
+                Some((_, false)) => return Err(error(FilterProblem::Dots)),
+                Some((_, true)) => {}
             },
-            _ => parts.push(part.to_owned()),
+            _ => parts.push((part.to_owned(), !part.contains(['*', '?', '[', '{', '\\']))),
         }
     }
     // `.` in the root, or `src/..`: all of the workspace. A trailing slash left an empty last part.
-    if parts.iter().all(String::is_empty) {
+    if parts.iter().all(|(part, _)| part.is_empty()) {
         return Ok("**".to_owned());
     }
-    Ok(parts.join("/"))
+    Ok(parts.into_iter().map(|(part, _)| part).collect::<Vec<_>>().join("/"))
 }
 
 /// Returns a pattern that matches `path`: characters with a meaning in globs are escaped, and a byte that
@@ -75,10 +78,4 @@ fn split_outside_braces(pattern: &str) -> Vec<&str> {
     }
     parts.push(&pattern[start..]);
     parts
-}
-
-/// Returns whether a component may stand for a name other than its own text. An escaped wildcard counts:
-/// refusing a `..` behind it is harmless, dropping the wrong directory is not.
-fn has_wildcard(component: &str) -> bool {
-    component.contains(['*', '?', '[', '{'])
 }

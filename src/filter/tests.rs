@@ -179,6 +179,7 @@ fn join_resolves_dots_within_the_workspace_only() {
     ] {
         assert_eq!(join(cwd, pattern).as_deref(), Ok(expected), "{pattern}");
     }
+    assert_eq!(join(path("routes/[id]"), "../x").as_deref(), Ok("routes/x"));
     for (pattern, expected) in [
         ("../../../x", FilterProblem::LeavesWorkspace),
         ("/x", FilterProblem::Absolute),
