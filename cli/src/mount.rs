@@ -35,8 +35,7 @@ pub(crate) fn mount(args: &MountArgs, surroundings: &Surroundings) -> Result<Exi
 pub(crate) fn unmount(args: &UnmountArgs, surroundings: &Surroundings) -> Result<ExitCode, CommandError> {
     let place = config::place(surroundings, args.workspace.as_deref())?;
     let Some(connection) = Connection::existing(&place)? else {
-        output::note(format!("{} is not mounted", place.root.display()));
-        return Ok(ExitCode::SUCCESS);
+        return Err(CommandError::user(format_args!("{:?} is not mounted", place.root)));
     };
     connection.send(&Request::Unmount { discard: args.discard })?;
     let mut display = ProgressDisplay::bar_or_lines();

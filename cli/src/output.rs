@@ -1,5 +1,6 @@
 //! The only place that prints: results to standard output, everything else to standard error.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -67,6 +68,17 @@ pub(crate) fn ago(then: i64, now: i64) -> String {
         seconds @ 120..7200 => format!("{} min ago", seconds / 60),
         seconds @ 7200..172_800 => format!("{} h ago", seconds / 3600),
         seconds => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+/// Shortens a task's name for a status line: that of an ad hoc run may be a whole script.
+pub(crate) fn short(name: &str) -> Cow<'_, str> {
+    const CHARS_MAX: usize = 50;
+    let line = name.lines().next().unwrap_or_default();
+    match line.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]).into(),
+        None if line.len() < name.len() => format!("{line}…").into(),
+        None => line.into(),
     }
 }
 
@@ -153,6 +165,13 @@ mod tests {
         assert_eq!(bytes(1024 * 1024 - 1), "1023.9 KiB");
         assert_eq!(bytes(5 * 1024 * 1024 * 1024), "5.0 GiB");
         assert_eq!(bytes(u64::MAX), "16383.9 PiB");
+    }
+
+    #[test]
+    fn long_names_are_cut_between_characters() {
+        assert_eq!(short("make -j4"), "make -j4");
+        assert_eq!(short("a\nb"), "a…");
+        assert_eq!(short(&"ä".repeat(60)), format!("{}…", "ä".repeat(50)));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod env;
 mod interrupts;
 mod nested;
 mod programs;
+mod pump;
 mod report;
 mod runner;
 mod schedule;

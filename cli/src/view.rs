@@ -26,7 +26,7 @@ use vout::wire;
 
 use self::children::{Children, Stdio3};
 use self::message::{Control, RunnerEvent, RunnerSpec};
-use self::namespace::TerminalFiles;
+use self::namespace::{EnterError, TerminalFiles};
 use crate::error::{Attempted, CommandError, EXIT_INTERNAL, ErrorKind};
 use crate::workspace::directory;
 
@@ -45,12 +45,13 @@ pub(crate) fn main() -> Result<(), CommandError> {
     let Some(received) = received else { return Ok(()) };
     let event = match run(&received.message, received.fds.into_iter().next(), &control) {
         Ok(outcome) => RunnerEvent::Ended(outcome),
-        Err(error) => RunnerEvent::Failed(failure_of(error)),
+        Err(EnterError::Denied(error)) => RunnerEvent::Denied(failure_of(error)),
+        Err(EnterError::Failed(error)) => RunnerEvent::Failed(failure_of(error)),
     };
     wire::send(&control, &event, &[]).attempted("tell how the task ended")
 }
 
-fn run(spec: &RunnerSpec, stdin: Option<OwnedFd>, control: &UnixStream) -> Result<Outcome, CommandError> {
+fn run(spec: &RunnerSpec, stdin: Option<OwnedFd>, control: &UnixStream) -> Result<Outcome, EnterError> {
     ignore_forwarded_signals()?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(io::Error::from)

@@ -22,6 +22,15 @@ pub(crate) enum RunnerOutput {
     Pipes,
 }
 
+/// How a runner ended.
+#[derive(Debug)]
+pub(crate) enum RunnerEnd {
+    /// With the commands.
+    Ended(Outcome),
+    /// Before they began: the machine denies what the view's placement needs.
+    Denied(CommandError),
+}
+
 /// A runner.
 #[derive(Debug)]
 #[must_use = "dropping a runner kills what it runs"]
@@ -89,10 +98,11 @@ impl Runner {
     }
 
     /// Receives how the commands ended.
-    pub(crate) fn outcome(&self) -> Result<Outcome, CommandError> {
+    pub(crate) fn outcome(&self) -> Result<RunnerEnd, CommandError> {
         let event = wire::receive::<RunnerEvent>(self.control()?).attempted("hear from the runner")?;
         match event.map(|received| received.message) {
-            Some(RunnerEvent::Ended(outcome)) => Ok(outcome),
+            Some(RunnerEvent::Ended(outcome)) => Ok(RunnerEnd::Ended(outcome)),
+            Some(RunnerEvent::Denied(failure)) => Ok(RunnerEnd::Denied(failure.into())),
             Some(RunnerEvent::Failed(failure)) => Err(failure.into()),
             None => Err(CommandError::internal("the process that ran the task was killed")),
         }

@@ -1,32 +1,27 @@
 //! The life of one task: looked up, replayed or run, and reported.
 
-use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags};
-use rustix::io::Errno;
-use serde_bytes::ByteBuf;
 use vout::explain;
 use vout::proto::{CacheMode, Event, Outcome, Request, VIEW_ENV, ViewId};
-use vout::report::{Chunk, FinishReport, HitReport, MissReason, NotStored, Stream};
+use vout::report::{Chunk, FinishReport, HitReport, MissReason, NotStored};
 use vout::task::TaskSpec;
 
 use super::interrupts::{Interrupted, Interrupts};
+use super::pump::Pump;
 use super::report::{Status, TaskReport};
-use super::runner::{Runner, RunnerOutput};
+use super::runner::{Runner, RunnerEnd, RunnerOutput};
 use super::schedule::Ended;
 use super::spec::Resolved;
 use super::terminal::Sink;
 use crate::daemon::{Connection, unexpected};
 use crate::error::CommandError;
 use crate::output::{self, ProgressDisplay, Verbosity};
-use crate::view::message::{Group, RunnerSpec, Terminal, ViewPlace};
+use crate::view::fusermount;
+use crate::view::message::{Group, Placement, RunnerSpec, Terminal, ViewPlace};
 use crate::workspace::Place;
-
-/// Bytes taken from a pipe at a time.
-const PIPE_CHUNK_BYTES: usize = 64 * 1024;
 
 /// Value of [`VIEW_ENV`] for a task that runs without a view.
 const NO_VIEW: &str = "none";
@@ -202,12 +197,12 @@ impl Task<'_> {
         }
         let mut sink = self.sink();
         let (spec, inherits_terminal) = self.runner_spec(task, cache, view);
-        let outcome = self.run_commands(connection, &spec, inherits_terminal, &mut sink)?;
+        let outcome = self.run_commands(connection, spec, inherits_terminal, &mut sink)?;
         connection.send(&Request::Finish(outcome.clone()))?;
         let finished = self.finish(connection, &mut sink);
         sink.finish();
         let finished = finished?;
-        self.say_end(&name, cache, &outcome, &finished);
+        self.say_end(&name, &outcome, &finished);
         Ok(TaskReport {
             status: match (outcome.exit_code, cache) {
                 (0, CacheMode::Off) => Status::Uncached,
@@ -234,7 +229,11 @@ impl Task<'_> {
         env.set(VIEW_ENV, view.map_or_else(|| NO_VIEW.to_owned(), |view| view.0.to_string()));
         let on_terminal = inherits && std::io::stdin().is_terminal();
         let spec = RunnerSpec {
-            view: view.map(|id| ViewPlace { id, socket: self.context.place.runtime.socket().to_owned() }),
+            view: view.map(|id| ViewPlace {
+                id,
+                socket: self.context.place.runtime.socket().to_owned(),
+                placement: Placement::InPlace,
+            }),
             workspace: self.context.place.root.clone(),
             cwd: task.spec.cwd,
             commands: task.spec.commands,
@@ -245,13 +244,41 @@ impl Task<'_> {
         (spec, inherits)
     }
 
+    /// Runs the commands, at another place where the machine denies the better one.
     fn run_commands(
+        &self,
+        connection: &Connection,
+        mut spec: RunnerSpec,
+        inherits_terminal: bool,
+        sink: &mut Sink,
+    ) -> Result<Outcome, Stop> {
+        let denied = match self.run_once(connection, &spec, inherits_terminal, sink)? {
+            RunnerEnd::Ended(outcome) => return Ok(outcome),
+            RunnerEnd::Denied(denied) => denied,
+        };
+        match &mut spec.view {
+            Some(view) if view.placement == Placement::InPlace && fusermount::helper().is_some() => {
+                view.placement = Placement::Elsewhere;
+            }
+            _ => return Err(denied.into()),
+        }
+        if self.context.verbosity >= Verbosity::Normal {
+            output::note("this machine denies private namespaces: absolute paths differ in the task");
+            output::note("`vout doctor` shows the command that allows them");
+        }
+        match self.run_once(connection, &spec, inherits_terminal, sink)? {
+            RunnerEnd::Ended(outcome) => Ok(outcome),
+            RunnerEnd::Denied(denied) => Err(denied.into()),
+        }
+    }
+
+    fn run_once(
         &self,
         connection: &Connection,
         spec: &RunnerSpec,
         inherits_terminal: bool,
         sink: &mut Sink,
-    ) -> Result<Outcome, Stop> {
+    ) -> Result<RunnerEnd, Stop> {
         let stdin = std::io::stdin();
         let output = match (spec.terminal, inherits_terminal) {
             (Terminal::Inherit, false) => RunnerOutput::Pipes,
@@ -259,13 +286,13 @@ impl Task<'_> {
         };
         let mut runner = Runner::start(spec, inherits_terminal.then(|| stdin.as_fd()), output)?;
         self.context.interrupts.set_runner(self.index, Some(runner.handle()?))?;
-        let outcome = Pump { connection, sink }.until_outcome(&mut runner);
+        let end = Pump { connection, sink }.until_end(&mut runner);
         self.context.interrupts.set_runner(self.index, None)?;
-        if outcome.is_ok() {
+        if end.is_ok() {
             // Its mount namespace has to go before the view is empty; how it exits says nothing more.
             drop(runner.reap());
         }
-        Ok(outcome?)
+        Ok(end?)
     }
 
     fn finish(&self, connection: &Connection, sink: &mut Sink) -> Result<FinishReport, Stop> {
@@ -281,7 +308,7 @@ impl Task<'_> {
         }
     }
 
-    fn say_end(&self, name: &str, cache: CacheMode, outcome: &Outcome, finished: &FinishReport) {
+    fn say_end(&self, name: &str, outcome: &Outcome, finished: &FinishReport) {
         let took = output::duration(outcome.duration_ms);
         if outcome.interrupted {
             self.say(name, format!("interrupted after {took}"));
@@ -292,7 +319,7 @@ impl Task<'_> {
             // Said already, or wanted so.
             Some(NotStored::Failed | NotStored::Interrupted | NotStored::Disabled) => {}
             Some(why) => self.say(name, format!("not stored: {}", explain::not_stored(why))),
-            None if cache == CacheMode::Off => {}
+            None if finished.entry.is_none() => {}
             None => {
                 let outputs = output::count(finished.outputs, "output");
                 self.say(
@@ -314,123 +341,8 @@ impl Task<'_> {
 
     fn say(&self, name: &str, line: impl AsRef<str>) {
         if self.context.verbosity >= Verbosity::Normal {
-            output::note(format!("{name}: {}", line.as_ref()));
+            output::note(format!("{}: {}", output::short(name), line.as_ref()));
         }
-    }
-}
-
-/// Carries a task's output while it runs.
-struct Pump<'a> {
-    connection: &'a Connection,
-    sink: &'a mut Sink,
-}
-
-impl Pump<'_> {
-    /// Carries output until the runner tells the outcome.
-    fn until_outcome(&mut self, runner: &mut Runner) -> Result<Outcome, CommandError> {
-        let mut pipes = Pipes::of(runner);
-        loop {
-            let ready = pipes.poll(self.connection, runner, None)?;
-            for (stream, chunk) in pipes.read(&ready) {
-                self.forward(stream, chunk)?;
-            }
-            if ready.daemon {
-                match self.connection.receive() {
-                    Ok(Event::Output(chunk)) => self.sink.write(chunk),
-                    Ok(Event::Progress(_)) => {}
-                    Ok(other) => return Err(unexpected(&other)),
-                    // Without its view the task cannot go on, and must not go on half-way.
-                    Err(error) => {
-                        runner.kill();
-                        return Err(error);
-                    }
-                }
-            } else if ready.runner {
-                let outcome = runner.outcome()?;
-                // What the task wrote last is in the pipes already; a process that outlived it may hold
-                // them open for ever, so their end is not waited for.
-                loop {
-                    let ready =
-                        pipes.poll(self.connection, runner, Some(rustix::event::Timespec::default()))?;
-                    let chunks = pipes.read(&ready);
-                    if chunks.is_empty() {
-                        return Ok(outcome);
-                    }
-                    for (stream, chunk) in chunks {
-                        self.forward(stream, chunk)?;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Shows what came through a pipe, and has it recorded.
-    fn forward(&mut self, stream: Stream, bytes: Vec<u8>) -> Result<(), CommandError> {
-        let chunk = Chunk { stream, bytes: ByteBuf::from(bytes) };
-        self.sink.write(chunk.clone());
-        self.connection.send(&Request::Output(chunk))
-    }
-}
-
-/// The pipes of a task that has no terminal files.
-#[derive(Default)]
-struct Pipes(Vec<(Stream, File)>);
-
-/// What can be read.
-#[derive(Default)]
-struct Ready {
-    daemon: bool,
-    runner: bool,
-    pipes: Vec<bool>,
-}
-
-impl Pipes {
-    fn of(runner: &mut Runner) -> Self {
-        let pipes = runner.pipes.take();
-        Self(pipes.map_or_else(Vec::new, |(out, err)| vec![(Stream::Stdout, out), (Stream::Stderr, err)]))
-    }
-
-    fn poll(
-        &self,
-        connection: &Connection,
-        runner: &Runner,
-        timeout: Option<rustix::event::Timespec>,
-    ) -> Result<Ready, CommandError> {
-        let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
-        let mut fds = vec![readable(connection.as_fd()), readable(runner.as_fd()?)];
-        fds.extend(self.0.iter().map(|(_, pipe)| readable(pipe.as_fd())));
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Ready { pipes: vec![false; self.0.len()], ..Ready::default() }),
-            Err(errno) => {
-                return Err(CommandError::internal("cannot wait for the task")
-                    .caused_by(&std::io::Error::from(errno)));
-            }
-        }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        Ok(Ready { daemon: ready[0], runner: ready[1], pipes: ready[2..].to_vec() })
-    }
-
-    /// Reads once from each pipe that is ready; one that is at its end is closed.
-    fn read(&mut self, ready: &Ready) -> Vec<(Stream, Vec<u8>)> {
-        let mut chunks = Vec::new();
-        let mut ready = ready.pipes.iter();
-        self.0.retain_mut(|(stream, pipe)| {
-            if ready.next() != Some(&true) {
-                return true;
-            }
-            let mut buffer = vec![0; PIPE_CHUNK_BYTES];
-            match pipe.read(&mut buffer) {
-                Ok(0) => false,
-                Ok(read) => {
-                    buffer.truncate(read);
-                    chunks.push((*stream, buffer));
-                    true
-                }
-                Err(error) => error.kind() == std::io::ErrorKind::Interrupted,
-            }
-        });
-        chunks
     }
 }
 

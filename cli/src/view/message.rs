@@ -41,6 +41,17 @@ pub(crate) struct ViewPlace {
     pub(crate) id: ViewId,
     /// Socket of the daemon.
     pub(crate) socket: PathBuf,
+    /// Where it is mounted.
+    pub(crate) placement: Placement,
+}
+
+/// Where a view is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Placement {
+    /// Over the workspace, in a mount namespace that only the task is in.
+    InPlace,
+    /// By `fusermount3` at a place of its own, for machines that deny such namespaces.
+    Elsewhere,
 }
 
 /// Where commands write.
@@ -75,6 +86,9 @@ pub(crate) enum Control {
 pub(crate) enum RunnerEvent {
     /// The commands ran, or could not be started for a reason that a shell has an exit code for.
     Ended(Outcome),
+    /// This machine denies the namespace that [`Placement::InPlace`] needs. The view is unused: a second
+    /// runner, one that has not half-entered a namespace, may try [`Placement::Elsewhere`].
+    Denied(Failure),
     /// The view could not be set up.
     Failed(Failure),
 }

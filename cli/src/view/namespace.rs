@@ -10,10 +10,9 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use vout::proto::{Event, Request, VIEW_STDERR, VIEW_STDOUT};
 
 use super::fusermount::PrivateMount;
-use super::message::{Terminal, ViewPlace};
+use super::message::{Placement, Terminal, ViewPlace};
 use crate::daemon::{Connection, unexpected};
 use crate::error::{Attempted, CommandError};
-use crate::output::note;
 use crate::sys;
 
 /// The file system's name in `/proc/self/mountinfo`.
@@ -29,6 +28,20 @@ pub(crate) struct Entered {
     _elsewhere: Option<PrivateMount>,
 }
 
+/// Why a view could not be entered.
+pub(crate) enum EnterError {
+    /// The machine denies private mount namespaces. The process may be in half of one, and is of no more use.
+    Denied(CommandError),
+    /// Anything else.
+    Failed(CommandError),
+}
+
+impl From<CommandError> for EnterError {
+    fn from(error: CommandError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// The terminal files of a view, open for writing.
 pub(crate) struct TerminalFiles {
     /// Standard output.
@@ -40,15 +53,16 @@ pub(crate) struct TerminalFiles {
 /// Enters the view: afterwards its root leads into it, for this process and its children.
 ///
 /// To be called while the process has one thread, because user namespaces are entered only so.
-pub(crate) fn enter(view: &ViewPlace, workspace: &Path, terminal: Terminal) -> Result<Entered, CommandError> {
+pub(crate) fn enter(view: &ViewPlace, workspace: &Path, terminal: Terminal) -> Result<Entered, EnterError> {
     // Before anything is mounted over it: the socket may lie below the workspace.
     let connection = Connection::at(&view.socket)?;
-    let (root, elsewhere, fuse) = match unshare() {
-        Ok(()) => (workspace.to_owned(), None, mount(workspace)?),
-        Err(denied) => {
-            // Where there is no helper either, the first reason is the one that people can do something about.
-            let (elsewhere, fuse) = PrivateMount::new(view).map_err(|_| denied)?;
-            note(format!("no private namespace: the task sees the workspace at {}", elsewhere.at.display()));
+    let (root, elsewhere, fuse) = match view.placement {
+        Placement::InPlace => {
+            unshare().map_err(EnterError::Denied)?;
+            (workspace.to_owned(), None, mount(workspace)?)
+        }
+        Placement::Elsewhere => {
+            let (elsewhere, fuse) = PrivateMount::new(view)?;
             (elsewhere.at.clone(), Some(elsewhere), fuse)
         }
     };
