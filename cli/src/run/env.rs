@@ -208,6 +208,13 @@ mod tests {
     }
 
     #[test]
+    fn the_built_in_list_is_documented() {
+        let document = include_str!("../../../docs/cli.md");
+        let missing = UNTRACKED.iter().filter(|name| !document.contains(&format!("`{name}`")));
+        assert_eq!(missing.collect::<Vec<_>>(), Vec::<&&str>::new());
+    }
+
+    #[test]
     fn the_built_in_list_has_no_name_twice() {
         let mut sorted = UNTRACKED.to_vec();
         sorted.sort_unstable();
