@@ -87,16 +87,16 @@ pub(crate) struct RunArgs {
     #[arg(last = true, value_name = "COMMAND", id = "adhoc")]
     pub(crate) command: Vec<OsString>,
     /// What counts as input: a glob, `!glob`, or `auto` (repeatable; default: auto)
-    #[arg(long, value_name = "GLOB", requires = "adhoc")]
+    #[arg(long, value_name = "GLOB", conflicts_with = "tasks")]
     pub(crate) input: Vec<String>,
     /// What counts as output: a glob, `!glob`, or `auto` (repeatable; default: auto)
-    #[arg(long, value_name = "GLOB", requires = "adhoc")]
+    #[arg(long, value_name = "GLOB", conflicts_with = "tasks")]
     pub(crate) output: Vec<String>,
     /// Pass this variable to the task, and run anew when it changes (repeatable; `*` stands for any characters)
-    #[arg(long, value_name = "NAME", requires = "adhoc")]
+    #[arg(long, value_name = "NAME", conflicts_with = "tasks")]
     pub(crate) env: Vec<String>,
     /// Run in this directory of the workspace
-    #[arg(long, value_name = "DIR", requires = "adhoc")]
+    #[arg(long, value_name = "DIR", conflicts_with = "tasks")]
     pub(crate) cwd: Option<PathBuf>,
     /// Neither look in the cache nor store
     #[arg(long, conflicts_with = "force")]
@@ -215,6 +215,20 @@ mod tests {
         assert!(run(&["--force", "--no-cache", "build"]).is_err());
         assert!(run(&["-q", "-v", "build"]).is_err());
         assert!(run(&["-j0", "build"]).is_err());
+    }
+
+    #[test]
+    fn options_of_an_ad_hoc_run_need_one() {
+        for option in ["--input=a", "--output=a", "--env=A", "--cwd=a"] {
+            assert!(run(&[option, "build"]).is_err(), "{option}");
+            assert!(run(&[option, "--", "make"]).is_ok(), "{option}");
+        }
+    }
+
+    #[test]
+    fn a_lookup_of_an_ad_hoc_run_is_named_by_its_command_line() {
+        let parsed = Cli::try_parse_from(["vout", "why", "make", "-j4"]).unwrap();
+        assert!(matches!(parsed.command, Command::Why(why) if why.task == ["make", "-j4"]));
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl Daemon {
             let answer = match request {
                 Request::Hello { .. } => Event::Ready,
                 Request::Begin { spec, .. } => (self.lookup)(&spec.name),
+                Request::Output(chunk) if chunk.bytes.starts_with(b"die") => return,
                 Request::Output(chunk) => {
                     self.outputs.send(chunk).ok();
                     continue;
@@ -325,6 +326,16 @@ fn a_run_that_is_killed_takes_its_task_along() {
     child.kill().unwrap();
     child.wait().unwrap();
     wait_until("the task dies", || !pids.iter().any(|pid| is_alive(*pid)));
+}
+
+#[test]
+fn a_task_ends_with_the_daemon_that_serves_it() {
+    let fixture = Fixture::new("", miss);
+    let output = fixture.run(&["run", "--", "echo $$ > main; echo die; while :; do sleep 1; done"]);
+    assert_eq!(output.status.code(), Some(125), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("error: vout-mountd ended"), "{}", text(&output.stderr));
+    let pid = pid_in(&fixture.root.join("main")).unwrap();
+    wait_until("the task dies", || !is_alive(pid));
 }
 
 #[test]
