@@ -1,0 +1,242 @@
+//! Where things are: the workspace around a directory, its store, and the daemon's files.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use vout::path::{RelPath, RelPathBuf};
+use vout::runtime::RuntimePaths;
+
+use crate::error::{Attempted, CommandError};
+
+/// What marks a directory as a workspace.
+pub(crate) const MARKERS: [&str; 4] = ["vout.toml", "vite-task.json", ".git", ".vout"];
+
+/// The configuration file.
+pub(crate) const CONFIG_FILE: &str = "vout.toml";
+
+/// The store, where nothing else is said.
+const STORE_DIR: &str = ".vout";
+
+/// What of the process's surroundings decides where things are; taken once, in `main`.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    /// Current directory, absolute.
+    pub(crate) cwd: PathBuf,
+    /// The environment.
+    pub(crate) env: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+}
+
+impl Surroundings {
+    /// Returns the value of a variable that is set and not empty.
+    pub(crate) fn var(&self, name: &str) -> Option<&OsStr> {
+        let found = self.env.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.as_os_str()).filter(|value| !value.is_empty())
+    }
+}
+
+/// A workspace and where its things are.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// The workspace, absolute and without symbolic links.
+    pub(crate) root: PathBuf,
+    /// Its store, absolute.
+    pub(crate) store: PathBuf,
+    /// Files of its daemon.
+    pub(crate) runtime: RuntimePaths,
+}
+
+impl Place {
+    /// Finds the workspace at `explicit`, or else around the current directory, and its store.
+    ///
+    /// `configured_store` reads the store from the workspace's configuration.
+    pub(crate) fn find(
+        surroundings: &Surroundings,
+        explicit: Option<&Path>,
+        configured_store: impl FnOnce(&Path) -> Result<Option<PathBuf>, CommandError>,
+    ) -> Result<Self, CommandError> {
+        let root = match explicit {
+            Some(path) => resolve(&surroundings.cwd.join(path)).map_err(|error| {
+                CommandError::usage(format_args!("no workspace at {path:?}")).caused_by(&error)
+            })?,
+            None => enclosing(&surroundings.cwd)?,
+        };
+        if root.to_str().is_none() {
+            return Err(CommandError::user(format_args!("workspace path {root:?} is not UTF-8"))
+                .hint("rename the directory, or mount it elsewhere with `mount --bind`"));
+        }
+        let store = match surroundings.var("VOUT_STORE") {
+            Some(store) => surroundings.cwd.join(store),
+            None => configured_store(&root)?.map_or_else(|| root.join(STORE_DIR), |store| root.join(store)),
+        };
+        let store = resolve_store(&store);
+        let directory = runtime_dir(surroundings)?;
+        let runtime = RuntimePaths::new(&directory, &root, &store)
+            .map_err(|error| CommandError::user("no room for the daemon's socket").caused_by(&error))?;
+        Ok(Self { root, store, runtime })
+    }
+
+    /// Returns the absolute path of a directory of the workspace.
+    pub(crate) fn directory(&self, below: &RelPath) -> PathBuf {
+        directory(&self.root, below)
+    }
+
+    /// Returns the place of `path`, absolute or relative to `cwd`, below the workspace.
+    pub(crate) fn relative(&self, cwd: &Path, path: &Path) -> Result<RelPathBuf, CommandError> {
+        let resolved = resolve(&cwd.join(path))
+            .map_err(|error| CommandError::usage(format_args!("no directory {path:?}")).caused_by(&error))?;
+        let below = resolved.strip_prefix(&self.root).map_err(|_| {
+            CommandError::usage(format_args!("{path:?} lies outside the workspace {:?}", self.root))
+        })?;
+        RelPathBuf::new(below.as_os_str().as_bytes())
+            .map_err(|error| CommandError::usage("no such place in the workspace").caused_by(&error))
+    }
+}
+
+/// Returns the absolute path of what lies `below` the directory `root`.
+///
+/// Joining the empty path would leave a trailing `/`, which tasks see in `PWD`.
+pub(crate) fn directory(root: &Path, below: &RelPath) -> PathBuf {
+    if below.is_root() { root.to_owned() } else { root.join(below.as_path()) }
+}
+
+/// Returns the nearest directory at or above `cwd` with one of the [`MARKERS`].
+fn enclosing(cwd: &Path) -> Result<PathBuf, CommandError> {
+    let is_workspace = |dir: &&Path| MARKERS.iter().any(|marker| dir.join(marker).symlink_metadata().is_ok());
+    cwd.ancestors().find(is_workspace).map(Path::to_owned).ok_or_else(|| {
+        CommandError::usage(format_args!("no workspace around {cwd:?}")).hint(
+            "a workspace is a directory with vout.toml, vite-task.json, .git or .vout in it; \
+             `touch vout.toml` makes one",
+        )
+    })
+}
+
+/// Returns the absolute path without symbolic links of what `path` leads to.
+///
+/// The kernel is asked for the name of an open descriptor: unlike a walk from the root, that is one
+/// request, and cannot be stopped half-way by a directory above that is not readable.
+pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::PATH.bits().cast_signed()).open(path)?;
+    name_of(&file)
+}
+
+/// Returns one name for a store however it is spelt: daemons are told apart by it.
+///
+/// What does not exist yet keeps its spelling below what does.
+fn resolve_store(store: &Path) -> PathBuf {
+    match (resolve(store), store.parent(), store.file_name()) {
+        (Ok(resolved), ..) => resolved,
+        (Err(_), Some(parent), Some(name)) => resolve_store(parent).join(name),
+        (Err(_), ..) => store.to_owned(),
+    }
+}
+
+/// Returns the path of an open file.
+pub(crate) fn name_of(file: &File) -> io::Result<PathBuf> {
+    use std::os::fd::AsRawFd;
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Returns the directory for sockets and logs, made and checked to be ours alone.
+fn runtime_dir(surroundings: &Surroundings) -> Result<PathBuf, CommandError> {
+    let uid = rustix::process::getuid().as_raw();
+    let owned = |dir: &Path| dir.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == uid);
+    let dir = match surroundings.var("XDG_RUNTIME_DIR").map(Path::new) {
+        Some(dir) if dir.is_absolute() && owned(dir) => dir.join("vout"),
+        _ if uid == 0 => PathBuf::from("/run/vout"),
+        _ => PathBuf::from(format!("/tmp/vout-{uid}")),
+    };
+    make_private(&dir, uid)?;
+    Ok(dir)
+}
+
+fn make_private(dir: &Path, uid: u32) -> Result<(), CommandError> {
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).attempted(format_args!("make the runtime directory {dir:?}")),
+    }
+    // In /tmp anybody may have made it before us, or put a link there.
+    let meta = dir.symlink_metadata().attempted(format_args!("look at {dir:?}"))?;
+    if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o077 != 0 {
+        return Err(CommandError::user(format_args!(
+            "{dir:?} must be a directory of user {uid} that nobody else may enter"
+        ))
+        .hint(format!("remove it, or `chmod 700 {}`", dir.display())));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    type TestResult = Result<(), Box<dyn std::error::Error>>;
+
+    fn surroundings(dir: &Path, cwd: &Path) -> Surroundings {
+        let env = vec![("XDG_RUNTIME_DIR".into(), dir.as_os_str().to_owned())];
+        Surroundings { cwd: cwd.to_owned(), env }
+    }
+
+    #[test]
+    fn the_nearest_directory_with_any_marker_is_the_workspace() -> TestResult {
+        let dir = tempfile::tempdir()?;
+        let root = resolve(dir.path())?;
+        fs::create_dir_all(root.join("a/b/c"))?;
+        fs::write(root.join("vout.toml"), "")?;
+        assert_eq!(enclosing(&root.join("a/b/c"))?, root);
+        fs::create_dir(root.join("a/.git"))?;
+        assert_eq!(enclosing(&root.join("a/b/c"))?, root.join("a"));
+        Ok(())
+    }
+
+    #[test]
+    fn without_a_marker_there_is_no_workspace() {
+        let error = enclosing(Path::new("/proc/self")).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("vite-task.json"), "{error}");
+    }
+
+    #[test]
+    fn the_variable_wins_over_the_configuration_and_that_over_the_default() -> TestResult {
+        let dir = tempfile::tempdir()?;
+        let root = resolve(dir.path())?;
+        let mut around = surroundings(&root, &root);
+        fs::write(root.join("vout.toml"), "")?;
+        assert_eq!(Place::find(&around, None, |_| Ok(None))?.store, root.join(".vout"));
+        assert_eq!(Place::find(&around, None, |_| Ok(Some("s".into())))?.store, root.join("s"));
+        around.env.push(("VOUT_STORE".into(), "/elsewhere".into()));
+        assert_eq!(Place::find(&around, None, |_| Ok(Some("s".into())))?.store, Path::new("/elsewhere"));
+        Ok(())
+    }
+
+    #[test]
+    fn an_explicit_workspace_is_resolved_through_links() -> TestResult {
+        let dir = tempfile::tempdir()?;
+        let root = resolve(dir.path())?;
+        fs::create_dir(root.join("real"))?;
+        symlink("real", root.join("link"))?;
+        let place = Place::find(&surroundings(&root, &root), Some(Path::new("link")), |_| Ok(None))?;
+        assert_eq!(place.root, root.join("real"));
+        assert_eq!(place.relative(&root, Path::new("link"))?.to_string(), ".");
+        assert!(place.relative(&root, Path::new("/")).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_runtime_directory_others_may_enter_is_refused() -> TestResult {
+        let dir = tempfile::tempdir()?;
+        let around = surroundings(dir.path(), dir.path());
+        let made = runtime_dir(&around)?;
+        assert_eq!(made, dir.path().join("vout"));
+        rustix::fs::chmod(&made, rustix::fs::Mode::from_raw_mode(0o755))?;
+        assert!(runtime_dir(&around).is_err());
+        Ok(())
+    }
+}
