@@ -60,7 +60,10 @@ fn a_hazard_between_two_tasks_is_named(mode: Mode) -> TestResult {
     ws.await_signal("read");
     ws.run(["two"])?.stored_miss();
     ws.give_signal("written")?;
-    ws.finish(one)?.code(0).not_stored(&["one", "two", "shared"]);
+    let hazard = ws.finish(one)?.code(0).not_stored(&["two", "shared"]);
+    for word in ["one", "two", "shared"] {
+        assert!(hazard.printed().contains(word), "{word} is not said\n{hazard}");
+    }
     assert_eq!((ws.read("one.out")?, ws.read("shared")?), ("old\n".into(), "new\n".into()));
     let again = ws.run(["one"])?;
     assert_eq!(again.task()["status"], "miss", "nothing was stored before\n{again}");
