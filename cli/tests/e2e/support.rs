@@ -114,6 +114,7 @@ impl Workspace {
     }
 
     /// Mounts, where the scenario is about a live mount.
+    #[track_caller]
     pub(crate) fn mount_if_asked(&self) -> io::Result<()> {
         match self.mode {
             Mode::Mounted => self.mount(),
@@ -122,6 +123,7 @@ impl Workspace {
     }
 
     /// Mounts.
+    #[track_caller]
     pub(crate) fn mount(&self) -> io::Result<()> {
         self.vout(["mount"])?.ok();
         Ok(())
@@ -212,11 +214,13 @@ impl Workspace {
     }
 
     /// Runs a task or, with `--` first, a command, and expects exit code 0.
+    #[track_caller]
     pub(crate) fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> io::Result<Output> {
         Ok(self.try_run(arguments)?.ok())
     }
 
     /// Like [`Self::run`], whatever the exit code.
+    #[track_caller]
     pub(crate) fn try_run<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
@@ -281,6 +285,7 @@ impl Workspace {
     }
 
     /// Returns `vout status --json`.
+    #[track_caller]
     pub(crate) fn status(&self) -> io::Result<Value> {
         let output = self.vout(["status", "--json"])?.ok();
         Ok(serde_json::from_slice(&output.stdout)?)
