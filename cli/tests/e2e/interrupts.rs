@@ -1,0 +1,111 @@
+//! Runs that do not come to a proper end: Ctrl-C, killed daemons, processes that stay behind.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::in_both_modes;
+use crate::support::tree::snapshot;
+use crate::support::{Mode, TestResult, Workspace, process};
+
+in_both_modes!(
+    control_c_leaves_nothing_behind,
+    a_process_that_outlives_its_task_is_named,
+    a_daemon_killed_during_a_run_leaves_the_base_untouched,
+);
+
+/// A task that writes, deletes, signals `begun`, and then takes its time.
+fn long_task(mode: Mode) -> std::io::Result<Workspace> {
+    let ws = Workspace::new(mode)?.config("[tasks.long]\ncommand = \"sh long.sh\"\n")?;
+    let begun = ws.signal("begun");
+    ws.file(
+        "long.sh",
+        format!("echo x > out\nrm victim\n: > '{}'\nsleep 100\necho late\n", begun.display()),
+    )?;
+    ws.file("victim", "alive\n")?;
+    ws.mount_if_asked()?;
+    Ok(ws)
+}
+
+/// Returns the processes of a workspace that are no daemon.
+fn left_behind(ws: &Workspace) -> Vec<process::Process> {
+    let mut found = process::of_directory(ws.outside());
+    found.retain(|process| !process.name.starts_with("vout-mountd"));
+    found
+}
+
+fn control_c_leaves_nothing_behind(mode: Mode) -> TestResult {
+    let ws = long_task(mode)?;
+    let before = snapshot(ws.root())?;
+    for signal in [Signal::INT, Signal::TERM] {
+        let run = ws.start_run(["long"])?;
+        ws.await_signal("begun");
+        process::signal(run.id(), signal);
+        let started = Instant::now();
+        let run = ws.finish(run)?.code(128 + signal.as_raw());
+        assert!(started.elapsed() < Duration::from_secs(30), "{run}");
+        std::fs::remove_file(ws.signal("begun"))?;
+        process::poll_until("end of the task's processes", || left_behind(&ws).is_empty());
+        assert_eq!(snapshot(ws.root())?, before);
+        assert_eq!(ws.status()?["running"].as_array().map(Vec::len), Some(0));
+    }
+    assert_eq!(ws.status()?["entries"], 0);
+    Ok(())
+}
+
+fn a_process_that_outlives_its_task_is_named(mode: Mode) -> TestResult {
+    let ws = Workspace::with_config(mode, "[tasks.serve]\ncommand = \"sh serve.sh\"\n")?;
+    ws.file("serve.sh", "sleep 60 &\necho ready > out\n")?;
+    let started = Instant::now();
+    let run = ws.run(["serve"])?.not_stored(&["sleep"]);
+    assert!(started.elapsed() < Duration::from_secs(30), "the run does not wait for it\n{run}");
+    assert_eq!(ws.read("out")?, "ready\n");
+    assert_eq!(ws.status()?["entries"], 0);
+    Ok(())
+}
+
+fn a_daemon_killed_during_a_run_leaves_the_base_untouched(mode: Mode) -> TestResult {
+    let ws = long_task(mode)?;
+    let before = snapshot(ws.root())?;
+    let run = ws.start_run(["long"])?;
+    ws.await_signal("begun");
+    ws.kill_daemon();
+    let ended = ws.finish(run)?;
+    assert_ne!(ended.status.code(), Some(0), "{ended}");
+    // A live mount died with its daemon; mounting again replaces it.
+    ws.mount_if_asked()?;
+    assert_eq!(snapshot(ws.root())?, before);
+    ws.file("long.sh", "echo quick > out\n")?;
+    ws.run(["long"])?.stored_miss();
+    ws.run(["long"])?.hit();
+    assert_eq!(ws.read("out")?, "quick\n");
+    Ok(())
+}
+
+#[test]
+fn a_live_mount_comes_back_after_its_daemon_was_killed() -> TestResult {
+    let ws = Workspace::with_config(Mode::Mounted, "[tasks.build]\ncommand = \"sh build.sh\"\n")?;
+    ws.file("build.sh", "mkdir -p dist\nseq 1000 > dist/a\nseq 2000 > dist/b\n")?;
+    ws.run(["build"])?.stored_miss();
+    ws.remove("dist")?;
+    ws.run(["build"])?.hit();
+    let before = snapshot(ws.root())?;
+    ws.kill_daemon();
+    ws.mount()?;
+    assert_eq!(snapshot(ws.root())?, before, "times included: the shift is kept");
+    ws.run(["build"])?.hit();
+    ws.vout(["unmount"])?.ok();
+    assert_eq!(ws.read("dist/b")?.lines().count(), 2000);
+    Ok(())
+}
+
+#[test]
+fn a_killed_daemon_with_nothing_mounted_is_no_obstacle() -> TestResult {
+    let ws = Workspace::with_config(Mode::Unmounted, "[tasks.build]\ncommand = \"touch out\"\n")?;
+    ws.run(["build"])?.stored_miss();
+    if ws.daemon().is_some() {
+        ws.kill_daemon();
+    }
+    ws.run(["build"])?.hit();
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! End-to-end tests: the real programs on real mounts.
+//!
+//! Each test owns a workspace and a daemon. Most scenarios run twice, under a live mount and without one:
+//! `in_both_modes!` makes two tests of a function that takes a [`support::Mode`].
+#![cfg(feature = "mount-tests")]
+// `allow-unwrap-in-tests` does not cover the functions that several tests share.
+#![allow(clippy::unwrap_used, reason = "a failing step of a test is a failing test")]
+
+mod support;
+
+mod cache;
+mod concurrent;
+mod damage;
+mod errors;
+mod filters;
+mod inputs;
+mod interrupts;
+mod logical;
+mod mounts;
+mod real;
+mod restore;
+mod terminal;
+
+/// Makes a test under a live mount and one without of each scenario.
+macro_rules! in_both_modes {
+    ($($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            use crate::support::{Mode, TestResult};
+
+            #[test]
+            fn mounted() -> TestResult {
+                super::$scenario(Mode::Mounted)
+            }
+
+            #[test]
+            fn unmounted() -> TestResult {
+                super::$scenario(Mode::Unmounted)
+            }
+        }
+    )+};
+}
+pub(crate) use in_both_modes;

@@ -1,0 +1,167 @@
+//! `vout mount`, `vout unmount` and `vout status`.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use crate::support::process::{self, wait_at_most};
+use crate::support::tree::snapshot;
+use crate::support::{Mode, TestResult, Workspace, mounts_below};
+
+/// A mounted workspace with 60 virtual files in `dist`.
+fn with_layer() -> Result<Workspace, Box<dyn std::error::Error>> {
+    let ws = Workspace::with_config(Mode::Mounted, "[tasks.build]\ncommand = \"sh build.sh\"\n")?;
+    ws.file("build.sh", "mkdir -p dist\nfor i in $(seq 60); do seq $i > dist/$i; done\n")?;
+    ws.run(["build"])?.stored_miss();
+    ws.remove("dist")?;
+    ws.run(["build"])?.hit();
+    Ok(ws)
+}
+
+#[test]
+fn mounting_is_idempotent_and_shows_the_same_files() -> TestResult {
+    let ws = Workspace::new(Mode::Mounted)?.config("")?;
+    ws.file("a/b/c", "deep\n")?;
+    let before = snapshot(ws.root())?;
+    ws.mount()?;
+    ws.mount()?;
+    assert_eq!(mounts_below(ws.root()), [ws.root()]);
+    assert_eq!(snapshot(ws.root())?, before);
+    ws.vout(["unmount"])?.ok();
+    assert_eq!(mounts_below(ws.root()), [] as [&std::path::Path; 0]);
+    assert_eq!(snapshot(ws.root())?, before);
+    Ok(())
+}
+
+#[test]
+fn what_users_write_through_the_mount_is_in_the_base() -> TestResult {
+    let ws = Workspace::new(Mode::Mounted)?.config("")?;
+    ws.file("old", "old\n")?;
+    ws.mount()?;
+    let script = "echo new > new && mkdir -p d/e && mv old d/e/moved && ln -s new link && ln new hard \
+        && echo more >> new && chmod 600 d/e/moved && rm -f none && truncate -s 3 new";
+    let status = Command::new("sh").args(["-c", script]).current_dir(ws.root()).status()?;
+    assert!(status.success());
+    let through = snapshot(ws.root())?;
+    ws.vout(["unmount"])?.ok();
+    assert_eq!(snapshot(ws.root())?, through);
+    assert_eq!(ws.read("hard")?, "new");
+    Ok(())
+}
+
+#[test]
+fn unmounting_loses_nothing() -> TestResult {
+    let ws = with_layer()?;
+    let before = snapshot(ws.root())?;
+    let unmounted = ws.vout(["unmount"])?.ok();
+    assert!(unmounted.printed().contains("60"), "the amount is said\n{unmounted}");
+    assert_eq!(snapshot(ws.root())?, before);
+    // In place already, so a hit has nothing to do.
+    ws.run(["build"])?.hit();
+    assert_eq!(snapshot(ws.root())?, before);
+    Ok(())
+}
+
+#[test]
+fn discarding_leaves_out_what_is_virtual() -> TestResult {
+    let ws = with_layer()?;
+    ws.file("mine", "kept\n")?;
+    ws.vout(["unmount", "--discard"])?.ok();
+    assert!(!ws.exists("dist/60"));
+    assert_eq!(ws.read("mine")?, "kept\n");
+    ws.run(["build"])?.hit();
+    assert_eq!(ws.read("dist/60")?.lines().count(), 60);
+    Ok(())
+}
+
+#[test]
+fn a_busy_mount_names_its_holders() -> TestResult {
+    let ws = with_layer()?;
+    let mut holder =
+        Command::new("sleep").arg("60").current_dir(ws.path("dist")).stdin(Stdio::null()).spawn()?;
+    let busy = ws.vout(["unmount"])?;
+    let (held, id) = (busy.printed(), holder.id().to_string());
+    holder.kill()?;
+    holder.wait()?;
+    assert_ne!(busy.status.code(), Some(0), "{busy}");
+    assert!(held.contains(&id) && held.contains("sleep"), "{busy}");
+    assert_eq!(ws.read("dist/3")?, "1\n2\n3\n", "it stays mounted");
+    ws.vout(["unmount"])?.ok();
+    Ok(())
+}
+
+#[test]
+fn a_mount_at_another_place_leaves_the_workspace_alone() -> TestResult {
+    let ws = Workspace::new(Mode::Mounted)?.config("[tasks.build]\ncommand = \"sh build.sh\"\n")?;
+    ws.file("build.sh", "mkdir -p dist\nseq 9 > dist/a\n")?;
+    let at = ws.outside().join("elsewhere");
+    fs::create_dir(&at)?;
+    ws.vout([std::ffi::OsStr::new("mount"), "--at".as_ref(), at.as_os_str()])?.ok();
+    ws.run(["build"])?.stored_miss();
+    fs::remove_dir_all(at.join("dist"))?;
+    ws.run(["build"])?.hit();
+    assert_eq!(fs::read_to_string(at.join("dist/a"))?.lines().count(), 9);
+    assert!(!ws.exists("dist"), "virtual there, and not written here");
+    ws.vout(["unmount"])?.ok();
+    assert_eq!(ws.read("dist/a")?.lines().count(), 9);
+    Ok(())
+}
+
+#[test]
+fn a_workspace_inside_a_mounted_one_is_refused() -> TestResult {
+    let ws = Workspace::new(Mode::Mounted)?.config("")?;
+    ws.file("inner/vout.toml", "")?;
+    ws.mount()?;
+    let refused = ws.vout(["mount", "inner"])?;
+    assert_ne!(refused.status.code(), Some(0), "{refused}");
+    assert!(refused.printed().contains("mount"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn status_tells_of_mounts_layers_and_the_store() -> TestResult {
+    let ws = with_layer()?;
+    let status = ws.status()?;
+    assert_eq!(status["mounted_at"], ws.root().to_str().unwrap(), "{status}");
+    assert_eq!(status["entries"], 1, "{status}");
+    assert!(status["archive_bytes"].as_u64() > Some(0), "{status}");
+    assert_eq!(status["daemon_pid"].as_u64(), ws.daemon().map(u64::from), "{status}");
+    let layer = &status["layers"][0];
+    assert_eq!((&layer["task"], &layer["virtual_files"]), (&"build".into(), &60.into()), "{status}");
+    ws.read("dist/60")?;
+    let text = ws.vout(["status"])?.ok();
+    assert!(text.printed().contains("build"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_file_written_over_a_virtual_one_stays() -> TestResult {
+    let ws = with_layer()?;
+    ws.file("dist/7", "mine\n")?;
+    fs::OpenOptions::new().append(true).open(ws.path("dist/8"))?.set_len(2)?;
+    ws.remove("dist/9")?;
+    fs::rename(ws.path("dist/10"), ws.path("dist/moved"))?;
+    let check = || -> TestResult {
+        assert_eq!((ws.read("dist/7")?, ws.read("dist/8")?), ("mine\n".into(), "1\n".into()));
+        assert!(!ws.exists("dist/9") && !ws.exists("dist/10"));
+        assert_eq!(ws.read("dist/moved")?.lines().count(), 10);
+        Ok(())
+    };
+    check()?;
+    ws.vout(["unmount"])?.ok();
+    check()
+}
+
+/// Goal: `$(vout mount)` in a script returns. Method: a pipe that ends only when its last holder closes it.
+#[test]
+fn the_daemon_does_not_hold_its_callers_output() -> TestResult {
+    let ws = Workspace::with_config(Mode::Unmounted, "")?;
+    let mut command = ws.vout_command(["mount"]);
+    let mut mount = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (stdout, stderr) = (mount.stdout.take().unwrap(), mount.stderr.take().unwrap());
+    assert!(wait_at_most(&mut mount, std::time::Duration::from_secs(60))?.success());
+    let reader = std::thread::spawn(move || {
+        std::io::copy(&mut std::io::Read::chain(stdout, stderr), &mut std::io::sink())
+    });
+    process::poll_until("end of the output", || reader.is_finished());
+    Ok(())
+}
