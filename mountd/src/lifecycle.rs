@@ -24,6 +24,7 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 use vout::runtime::lock_of;
+use vout::limits::Limits;
 use vout::workspace::{OpenOptions, Workspace, WorkspaceError};
 
 pub use self::options::{Options, UsageError};
@@ -157,6 +158,7 @@ fn open_server(options: &Options, activity: &Arc<Activity>) -> Result<Server, St
         root: root.clone(),
         root_dir,
         store: options.store.clone(),
+        limits: Limits::default(),
         passthrough,
     })?;
     let options = ServerOptions {

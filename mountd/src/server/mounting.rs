@@ -35,7 +35,8 @@ impl Server {
         }
         self.check_target(&at)?;
         let invalidator = KernelInvalidator::start().map_err(|error| internal(&error))?;
-        let served = self.workspace.mount_live(Arc::<KernelInvalidator>::clone(&invalidator));
+        let covers_base = at == self.options.root;
+        let served = self.workspace.mount_live(Arc::<KernelInvalidator>::clone(&invalidator), covers_base);
         let filesystem = served.map_err(|error| internal(&error))?;
         let adapter = Adapter::new(filesystem, AdapterOptions::live(self.options.passthrough), None);
         let (server, in_use) = (Arc::downgrade(self), self.activity.enter());
@@ -85,6 +86,7 @@ impl Server {
         }
         tracing::info!(at = ?live.at(), "unmounted");
         *self.live() = None;
+        self.workspace.live_ended();
         let materialised = match written {
             Some(materialised) => materialised,
             None => end_layers()?,
@@ -136,6 +138,7 @@ impl Server {
         if let Err(error) = self.workspace.unmount_live(false, &|_| ()) {
             tracing::error!(%error, "virtual files could not be written out");
         }
+        self.workspace.live_ended();
     }
 
     /// Refuses what cannot work, with the reason.

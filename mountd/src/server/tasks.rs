@@ -156,7 +156,7 @@ impl OpenRun<'_> {
         let terminal = self.view.terminal.take_log();
         let fault = self.fault();
         let progress = |progress| connection.progress(progress);
-        let finished = self.server.workspace.finish(run, outcome, terminal, fault, &progress);
+        let finished = self.server.workspace.finish(run, &outcome, &terminal, fault, &progress);
         self.server.flush_invalidations();
         finished.map_or_else(|error| Event::Failed(internal(&error)), Event::Finished)
     }
