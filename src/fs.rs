@@ -19,6 +19,8 @@ pub use crate::state::FileKind;
 use crate::store::StoreError;
 
 /// The identity of a file-system object while the session lasts, also its `st_ino`.
+///
+/// Numbers with the highest bit set are the adapter's, for files of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u64);
 

@@ -20,8 +20,8 @@ use vout::report::{Chunk, Stream};
 pub const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Nodes of the terminal files. Cores number their nodes from one upwards and never get here.
-const STDOUT_NODE: NodeId = NodeId((1 << 62) + 1);
-const STDERR_NODE: NodeId = NodeId((1 << 62) + 2);
+const STDOUT_NODE: NodeId = NodeId((1 << 63) + 1);
+const STDERR_NODE: NodeId = NodeId((1 << 63) + 2);
 
 /// Shows terminal output to whoever started the task.
 pub trait OutputSink: Send {
