@@ -298,7 +298,7 @@ impl View {
     }
 
     /// Records that the content of a lower file counts, and returns what its names have in common.
-    fn record_content(&self, state: &mut State, lower: &RelPath, found: &Found) -> NodeId {
+    pub(super) fn record_content(&self, state: &mut State, lower: &RelPath, found: &Found) -> NodeId {
         let (content, node) = match found {
             Found::Base(stat) => (Some(ContentSeen::Real(stat.identity)), NodeId(stat.identity.ino)),
             Found::Virtual(_, record) => {

@@ -6,6 +6,7 @@ mod found;
 mod kernel;
 mod native;
 mod ops;
+mod recorded;
 mod snapshot;
 mod world;
 

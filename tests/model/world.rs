@@ -75,6 +75,7 @@ pub(crate) struct World {
     pub(crate) staging: Arc<OwnedFd>,
     pub(crate) native: Native,
     pub(crate) base_path: PathBuf,
+    pub(crate) staging_path: PathBuf,
     /// Names of files of the merged tree that have several.
     pub(crate) linked: Vec<String>,
 }
@@ -293,6 +294,7 @@ impl World {
             staging: Arc::new(File::open(at("staging")).unwrap().into()),
             native,
             base_path: at("base"),
+            staging_path: at("staging"),
             linked,
             _dir: dir,
         }
