@@ -10,8 +10,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::fs::{Attr, FileKind, FsError, Invalidator, NodeId};
+use crate::fs::{Attr, FileKind, FsError, Invalidator, NodeId, OpenFile};
 use crate::materialise::Materialiser;
+use crate::open_file::RealFile;
 use crate::path::{RelPath, RelPathBuf};
 use crate::store::Store;
 use crate::touched::Touched;
@@ -188,6 +189,15 @@ impl Nodes {
             self.unname(parent, &name);
         }
         self.nodes.remove(&id);
+    }
+
+    /// Makes a handle of a real file that is open on a node.
+    fn opened(&mut self, id: NodeId, file: File) -> Result<Arc<dyn OpenFile>, FsError> {
+        let node = self.nodes.get_mut(&id).ok_or(FsError::NotFound)?;
+        let file = Arc::new(file);
+        node.open.retain(|open| open.strong_count() > 0);
+        node.open.push(Arc::downgrade(&file));
+        Ok(Arc::new(RealFile::new(file, Arc::clone(&node.token))))
     }
 
     fn own_number(&mut self) -> NodeId {

@@ -14,7 +14,7 @@ use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
     OpenFlags, RenameFlags,
 };
-use crate::open_file::{RealFile, open_virtual};
+use crate::open_file::open_virtual;
 use crate::path::{RelPath, RelPathBuf};
 use crate::tree::{Found, Perspective};
 
@@ -83,18 +83,17 @@ impl Live {
 
     /// Runs `make` on the real parent directory, gives the new object to the caller, and returns its
     /// attributes.
-    fn make(
+    fn make<T>(
         &self,
+        nodes: &mut Nodes,
         caller: Caller,
-        parent: NodeId,
-        name: &OsStr,
+        (parent, name): (NodeId, &OsStr),
         mode: Option<u32>,
-        make: impl FnOnce(&std::os::fd::OwnedFd, &OsStr) -> rustix::io::Result<()>,
-    ) -> Result<Attr, FsError> {
-        let nodes = &mut *self.lock();
+        make: impl FnOnce(&std::os::fd::OwnedFd, &OsStr) -> rustix::io::Result<T>,
+    ) -> Result<(Attr, T), FsError> {
         let path = self.make_room(nodes, parent, name)?;
         let (dir, name) = self.tree().base().open_parent(&path)?;
-        make(&dir, name)?;
+        let made = make(&dir, name)?;
         let parent_stat = BaseStat::from(rustix::fs::fstat(&dir)?);
         let gid = if parent_stat.mode & SET_GROUP_ID != 0 { parent_stat.gid } else { caller.gid };
         let owner = (Some(Uid::from_raw(caller.uid)), Some(Gid::from_raw(gid)));
@@ -111,7 +110,7 @@ impl Live {
             rustix::fs::chmodat(&dir, name, mode, AtFlags::empty())?;
         }
         self.touch(&path);
-        self.entry(nodes, parent, name, &path)
+        Ok((self.entry(nodes, parent, name, &path)?, made))
     }
 
     fn entry(
@@ -178,11 +177,7 @@ impl Live {
             Err(Errno::ACCESS) if access == OFlags::RDWR => open(OFlags::WRONLY)?,
             other => other?,
         };
-        let file = Arc::new(File::from(file));
-        let node = nodes.nodes.get_mut(&id).ok_or(FsError::NotFound)?;
-        node.open.retain(|open| open.strong_count() > 0);
-        node.open.push(Arc::downgrade(&file));
-        Ok(Arc::new(RealFile::new(file, Arc::clone(&node.token))))
+        nodes.opened(id, File::from(file))
     }
 
     /// Makes a name free for a rename: what is there must be an empty directory or no directory.
@@ -260,7 +255,8 @@ impl Filesystem for Live {
     }
 
     fn make_node(&self, caller: Caller, parent: NodeId, name: &OsStr, new: NewNode) -> Result<Attr, FsError> {
-        self.make(caller, parent, name, Some(new.mode), |dir, name| {
+        let nodes = &mut *self.lock();
+        let made = self.make(nodes, caller, (parent, name), Some(new.mode), |dir, name| {
             let kind = match new.kind {
                 FileKind::File => rustix::fs::FileType::RegularFile,
                 FileKind::Fifo => rustix::fs::FileType::Fifo,
@@ -270,13 +266,16 @@ impl Filesystem for Live {
                 FileKind::Dir | FileKind::Symlink => return Err(Errno::INVAL),
             };
             rustix::fs::mknodat(dir, name, kind, Mode::from_bits_truncate(new.mode), u64::from(new.rdev))
-        })
+        })?;
+        Ok(made.0)
     }
 
     fn make_dir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Attr, FsError> {
-        self.make(caller, parent, name, Some(mode), |dir, name| {
+        let nodes = &mut *self.lock();
+        let made = self.make(nodes, caller, (parent, name), Some(mode), |dir, name| {
             rustix::fs::mkdirat(dir, name, Mode::from_bits_truncate(mode))
-        })
+        })?;
+        Ok(made.0)
     }
 
     fn make_symlink(
@@ -286,7 +285,11 @@ impl Filesystem for Live {
         name: &OsStr,
         target: &OsStr,
     ) -> Result<Attr, FsError> {
-        self.make(caller, parent, name, None, |dir, name| rustix::fs::symlinkat(target, dir, name))
+        let nodes = &mut *self.lock();
+        let made = self.make(nodes, caller, (parent, name), None, |dir, name| {
+            rustix::fs::symlinkat(target, dir, name)
+        })?;
+        Ok(made.0)
     }
 
     fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr, FsError> {
@@ -406,13 +409,15 @@ impl Filesystem for Live {
         parent: NodeId,
         name: &OsStr,
         mode: u32,
-        flags: OpenFlags,
+        _flags: OpenFlags,
     ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
-        let new = NewNode { kind: FileKind::File, mode, rdev: 0 };
-        let attr = self.make_node(caller, parent, name, new)?;
         let nodes = &mut *self.lock();
-        let path = nodes.path(attr.node)?;
-        Ok((attr, self.open_real(nodes, attr.node, &path, flags | OpenFlags::WRITE)?))
+        // The handle that makes it may write even where the mode says that nobody may.
+        let (attr, file) = self.make(nodes, caller, (parent, name), Some(mode), |dir, name| {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(dir, name, flags, Mode::from_bits_truncate(mode))
+        })?;
+        Ok((attr, nodes.opened(attr.node, File::from(file))?))
     }
 
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {

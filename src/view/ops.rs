@@ -168,16 +168,19 @@ impl View {
         caller: Caller,
         (parent, name): (NodeId, &OsStr),
         mode: u32,
-    ) -> Result<NodeId, FsError> {
-        self.add(state, parent, name, |view, state| {
+    ) -> Result<(NodeId, File), FsError> {
+        let mut created = None;
+        let id = self.add(state, parent, name, |view, state| {
             let attr = view.new_attr(state, caller, parent, mode)?;
             let (blob, file) = view.new_blob(state, mode)?;
             rustix::fs::fchown(&file, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid)))
                 .or_else(ignore_not_permitted)?;
             // Changing the owner clears set-id bits.
             rustix::fs::fchmod(&file, Mode::from_bits_truncate(mode))?;
+            created = Some(file);
             Ok(Body::File(FileContent::Blob { blob, lower_links: 0 }))
-        })
+        })?;
+        Ok((id, created.ok_or(FsError::NotFound)?))
     }
 
     /// Takes `name` away from the node it leads to.
@@ -280,7 +283,7 @@ impl Filesystem for View {
     fn make_node(&self, caller: Caller, parent: NodeId, name: &OsStr, new: NewNode) -> Result<Attr, FsError> {
         let state = &mut *self.lock();
         let id = match new.kind {
-            FileKind::File => self.add_file(state, caller, (parent, name), new.mode)?,
+            FileKind::File => self.add_file(state, caller, (parent, name), new.mode)?.0,
             FileKind::Dir | FileKind::Symlink => return Err(FsError::InvalidArgument),
             kind => self.add(state, parent, name, |view, state| {
                 let own = Some(view.new_attr(state, caller, parent, new.mode)?);
@@ -428,11 +431,11 @@ impl Filesystem for View {
         _flags: OpenFlags,
     ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
         let state = &mut *self.lock();
-        let id = self.add_file(state, caller, (parent, name), mode)?;
+        // The handle that made it may write even where the mode says that nobody may.
+        let (id, file) = self.add_file(state, caller, (parent, name), mode)?;
         let attr = self.attr_of(state, id)?;
-        let node = state.nodes.get(id)?;
-        let Body::File(FileContent::Blob { blob, .. }) = node.body else { return Err(FsError::NotFound) };
-        Ok((attr, self.open_blob(blob, Arc::clone(&node.token))?))
+        let token = Arc::clone(&state.nodes.get(id)?.token);
+        Ok((attr, Arc::new(RealFile::new(file, token))))
     }
 
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {

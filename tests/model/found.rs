@@ -136,3 +136,12 @@ fn symbolic_links_can_have_two_names() {
         &[Op::Link("l".into(), "m".into()), Op::Readlink("m".into()), Op::Unlink("l".into())],
     );
 }
+
+/// Means something only to an ordinary user.
+#[test]
+fn a_file_made_read_only_is_written_by_who_made_it() {
+    check(&[], &[], &[Op::Create("f".into(), Data(5, 1), 0o444), Op::Read("f".into())]);
+    let fill = [Op::Mkdir("d".into(), 0o755), create("d/f"), Op::Chmod("d".into(), 0o555)];
+    let plan = Plan::default();
+    view_and_commit(&plan, &fill, Habits { caches: true, passthrough: false }, 2);
+}

@@ -208,6 +208,19 @@ fn what_the_task_made_deleted_or_moved_in_place_is_no_input() {
 }
 
 #[test]
+fn what_is_read_through_one_name_of_a_file_counts_for_the_other() {
+    let names = [("a", world::Made::File(Data(3, 1), 0o644)), ("b", world::Made::Link("a".into()))];
+    let base = names.map(|(path, made)| (path.to_owned(), made)).to_vec();
+    let world = World::new(&Plan { base, layers: Vec::new() });
+    let both = Dependency::PROBE | Dependency::READ;
+    for ops in [[Op::Stat("a".into()), Op::Read("b".into())], [Op::Read("a".into()), Op::Read("b".into())]] {
+        let (_, _, view) = run(&world, &ops, Habits { caches: true, passthrough: true });
+        let set = view.with_recording(|recording| recording.path_set(|_| true));
+        assert!(set.iter().any(|(path, seen)| path.as_bytes() == b"b" && *seen == both), "{set:?}");
+    }
+}
+
+#[test]
 fn what_is_moved_counts_under_its_old_name() {
     let rename = Op::Rename("d".into(), "e".into(), ops::Replace::Yes);
     let all =
