@@ -58,9 +58,9 @@ impl OpenFile for RealFile {
 
     fn sync(&self, data_only: bool) -> Result<(), FsError> {
         if data_only {
-            self.file.sync_data()?
+            self.file.sync_data()?;
         } else {
-            self.file.sync_all()?
+            self.file.sync_all()?;
         }
         Ok(())
     }

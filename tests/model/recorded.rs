@@ -89,8 +89,11 @@ type Written = Vec<(RelPathBuf, Option<(FileKind, Vec<u8>)>)>;
 fn written(world: &World, view: &View) -> Written {
     let mut written = Vec::new();
     for Change { path, object } in view.changes().unwrap() {
+        let there = world.tree.find(&path, view.perspective()).unwrap().map(|found| found.kind());
         let object = match object {
-            None if world.tree.find(&path, view.perspective()).unwrap().is_none() => continue,
+            // What a layer hides in the base is no input, but has to go with a commit.
+            None if there.is_none() => continue,
+            Some(NewObject::Dir(_)) if there == Some(FileKind::Dir) => continue,
             None => None,
             Some(NewObject::Dir(_)) => Some((FileKind::Dir, Vec::new())),
             Some(NewObject::Symlink { target, .. }) => Some((FileKind::Symlink, target.into_encoded_bytes())),
