@@ -21,7 +21,7 @@ use crate::index::{Claim, NewEntry, Punch};
 use crate::path::{RelPath, RelPathBuf};
 use crate::proto::Outcome;
 use crate::recording::{ContentSeen, Observed};
-use crate::report::{Chunk, FinishReport, NotStored, WhyReport};
+use crate::report::{Chunk, FinishReport, NotStored, TERMINAL_BYTES_MAX, WhyReport};
 use crate::state::{Dependency, PathState};
 use crate::tree::{Found, Perspective};
 use crate::view::{Change, NewObject, View, blob_name};
@@ -65,8 +65,10 @@ impl Workspace {
             self.add_hidden(&run, &mut changes)?;
         }
         let changed = self.with_befores(&run.asked, changes)?;
+        let terminal_bytes = ending.terminal.iter().map(|chunk| chunk.bytes.len() as u64).sum::<u64>();
         let stored = match self.refusal(&run, outcome) {
             Some(reason) => Err(reason),
+            None if terminal_bytes > TERMINAL_BYTES_MAX => Err(NotStored::TerminalTooLarge(terminal_bytes)),
             None => self.store_run(&run, ending, &changed, &mut report),
         };
         match stored {

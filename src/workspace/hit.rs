@@ -142,7 +142,6 @@ impl Workspace {
             }
             other => other?,
         };
-        self.index.clear_punches(self.id, asked.owner)?;
         let stale = asked.earlier().stale;
         let layer = Arc::new(Layer::new(LayerParts {
             owner: asked.owner,

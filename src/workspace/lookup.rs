@@ -58,7 +58,7 @@ pub(super) struct Match {
 
 /// What a lookup found.
 pub(super) enum Lookup {
-    Hit(Match),
+    Hit(Box<Match>),
     Miss { reason: MissReason, closest: Option<Uuid>, inputs: u64 },
 }
 
@@ -110,7 +110,7 @@ impl Workspace {
                 continue;
             };
             match self.open_entry_archive(&entry) {
-                Ok(archive) => return Ok(Lookup::Hit(Match { entry, archive, inputs })),
+                Ok(archive) => return Ok(Lookup::Hit(Box::new(Match { entry, archive, inputs }))),
                 Err(problem) => {
                     let archive = entry.archive.map(|id| self.store.archive_path(id)).unwrap_or_default();
                     bad_archive = Some((entry.id, archive, problem));
@@ -295,11 +295,10 @@ fn glob_walk(
                 }
             }
         }
-        Some(_) => {
-            if filter.selects(path, false) {
-                found.insert(path.to_owned(), state);
-            }
+        Some(_) if filter.selects(path, false) => {
+            found.insert(path.to_owned(), state);
         }
+        Some(_) => {}
     }
     Ok(())
 }
