@@ -42,7 +42,6 @@ struct Tree {
     next: u64,
 }
 
-#[derive(Clone)]
 struct Node {
     data: Data,
     mode: u32,
@@ -52,7 +51,6 @@ struct Node {
     nlink: u32,
 }
 
-#[derive(Clone)]
 enum Data {
     File(Arc<File>),
     Dir(BTreeMap<OsString, NodeId>),
@@ -129,7 +127,7 @@ impl Tree {
     }
 
     fn attr(&mut self, id: NodeId) -> Result<Attr, FsError> {
-        let node = self.node(id)?.clone();
+        let node: &Node = self.node(id)?;
         let (kind, size_bytes) = match &node.data {
             Data::File(file) => (FileKind::File, file.metadata()?.size()),
             Data::Dir(_) => (FileKind::Dir, 0),
