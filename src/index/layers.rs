@@ -183,20 +183,32 @@ impl Index {
     /// [`IndexError`].
     pub fn tidy(&self) -> Result<usize, IndexError> {
         self.write(|db| {
-            let gone: Option<(Vec<u8>, i64)> = db
-                .prepare_cached(
-                    "SELECT workspace, seq FROM (SELECT DISTINCT workspace, seq FROM punches)
-                     WHERE (workspace, seq) NOT IN (SELECT workspace, seq FROM layers) LIMIT 1",
-                )?
-                .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
-                .optional()?;
-            let Some((workspace, seq)) = gone else { return Ok(0) };
+            let Some((workspace, seq)) = punched_and_gone(db)? else { return Ok(0) };
             db.prepare_cached(
                 "DELETE FROM punches WHERE workspace = ?1 AND seq = ?2 AND path IN
                      (SELECT path FROM punches WHERE workspace = ?1 AND seq = ?2 LIMIT ?3)",
             )?
             .execute(params![workspace, seq, TIDIED_MAX])
         })
+    }
+}
+
+/// Returns an attachment that has punches but is gone, looking at one punch of each.
+fn punched_and_gone(db: &rusqlite::Transaction<'_>) -> rusqlite::Result<Option<(Vec<u8>, i64)>> {
+    let mut next = db.prepare_cached(
+        "SELECT workspace, seq FROM punches WHERE (workspace, seq) > (?1, ?2) ORDER BY workspace, seq LIMIT 1",
+    )?;
+    let mut attached =
+        db.prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE workspace = ?1 AND seq = ?2)")?;
+    let mut last = (Vec::new(), i64::MIN);
+    loop {
+        let found =
+            next.query_row(params![last.0, last.1], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        let Some(found) = found else { return Ok(None) };
+        last = found;
+        if !attached.query_row(params![last.0, last.1], |row| row.get(0))? {
+            return Ok(Some(last));
+        }
     }
 }
 

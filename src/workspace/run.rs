@@ -1,6 +1,7 @@
 //! A run: a task that executes in a view.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -68,7 +69,10 @@ impl Workspace {
         cache: CacheMode,
         progress: ProgressSink<'_>,
     ) -> Result<Begun, WorkspaceError> {
+        let started = Instant::now();
+        let since_start = || started.elapsed().as_micros();
         let asked = self.ask(spec)?;
+        tracing::debug!(us = since_start(), task = asked.spec.name, "asked");
         let reason = match (stores, cache) {
             (false, _) | (true, CacheMode::Off) => MissReason::NotCached,
             (true, CacheMode::Refresh) => {
@@ -78,12 +82,14 @@ impl Workspace {
             }
             (true, CacheMode::ReadWrite) => {
                 let lookup = self.lookup(&asked)?;
+                tracing::debug!(us = since_start(), "looked up");
                 self.note_lookup(&asked, &lookup)?;
                 match lookup {
                     Lookup::Miss { reason, .. } => reason,
                     Lookup::Hit(found) => match self.apply_hit(&asked, &found, progress)? {
                         Ok((report, terminal)) => {
                             self.save_hashes()?;
+                            tracing::debug!(us = since_start(), "in place");
                             return Ok(Begun::Hit { report, terminal });
                         }
                         Err(reason) => reason,
