@@ -57,12 +57,8 @@ impl OpenFile for RealFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<(), FsError> {
-        if data_only {
-            self.file.sync_data()?
-        } else {
-            self.file.sync_all()?
-        }
-        Ok(())
+        let synced = if data_only { self.file.sync_data() } else { self.file.sync_all() };
+        Ok(synced?)
     }
 
     fn allocate(&self, mode: u32, offset: u64, length_bytes: u64) -> Result<(), FsError> {

@@ -130,6 +130,7 @@ struct InPlace {
 }
 
 /// What [`Workspace::begin`] found.
+#[expect(clippy::large_enum_variant, reason = "one per task, moved once")]
 pub enum Begun {
     /// Nothing has to run: outputs are in place.
     Hit {

@@ -23,8 +23,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
-use vout::runtime::lock_of;
 use vout::limits::Limits;
+use vout::runtime::lock_of;
 use vout::workspace::{OpenOptions, Workspace, WorkspaceError};
 
 pub use self::options::{Options, UsageError};

@@ -90,6 +90,9 @@ impl Server {
                 Err(error) if !error.is_disconnect() => tracing::warn!(%error, "connection ended"),
                 Ok(()) | Err(_) => {}
             }
+            if let Err(error) = server.workspace.tidy() {
+                tracing::warn!(%error, "the index could not be tidied");
+            }
         };
         thread::Builder::new().name("connection".into()).spawn(thread)?;
         Ok(())

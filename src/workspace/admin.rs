@@ -1,9 +1,11 @@
 //! What people ask about the cache.
 
+use std::collections::HashSet;
+
 use uuid::Uuid;
 
 use super::lookup::StoredInputs;
-use super::{Workspace, WorkspaceError};
+use super::{Workspace, WorkspaceError, now_secs};
 use crate::archive::{Record, RecordKind};
 use crate::index::{Entry, EntryFilter};
 use crate::path::RelPathBuf;
@@ -49,6 +51,18 @@ impl Workspace {
             hydrated_bytes: self.store.blob_bytes()?,
             entries: self.index.entry_count()?,
         })
+    }
+
+    /// Does what nobody should have to wait for: call it when there is nothing else to do.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`].
+    pub fn tidy(&self) -> Result<(), WorkspaceError> {
+        while self.index.tidy()? > 0 {}
+        let pinned = HashSet::<Uuid>::new();
+        let removed = self.index.evict(&self.limits, now_secs(), &pinned)?;
+        self.remove_archives(&removed.archives)?;
+        Ok(())
     }
 
     /// Returns the last lookup of a task.

@@ -21,7 +21,7 @@ use crate::index::{Claim, NewEntry, Punch};
 use crate::path::{RelPath, RelPathBuf};
 use crate::proto::Outcome;
 use crate::recording::{ContentSeen, Observed};
-use crate::report::{Chunk, FinishReport, NotStored, WhyReport};
+use crate::report::{Chunk, FinishReport, NotStored, TERMINAL_BYTES_MAX, WhyReport};
 use crate::state::{Dependency, PathState};
 use crate::tree::{Found, Perspective};
 use crate::view::{Change, NewObject, View, blob_name};
@@ -60,9 +60,15 @@ impl Workspace {
         }
         // One run ends at a time: what it stores and what it commits must fit together.
         let committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = self.with_befores(&run.asked, run.view.changes()?)?;
+        let mut changes = run.view.changes()?;
+        if run.asked.spec.clean {
+            self.add_hidden(&run, &mut changes)?;
+        }
+        let changed = self.with_befores(&run.asked, changes)?;
+        let terminal_bytes = ending.terminal.iter().map(|chunk| chunk.bytes.len() as u64).sum::<u64>();
         let stored = match self.refusal(&run, outcome) {
             Some(reason) => Err(reason),
+            None if terminal_bytes > TERMINAL_BYTES_MAX => Err(NotStored::TerminalTooLarge(terminal_bytes)),
             None => self.store_run(&run, ending, &changed, &mut report),
         };
         match stored {
@@ -159,6 +165,32 @@ impl Workspace {
             }
         };
         Ok(same_content && same_listing)
+    }
+
+    /// Adds the removal of earlier outputs that a clean run did not see and did not make again.
+    fn add_hidden(&self, run: &Run, changes: &mut Vec<Change>) -> Result<(), WorkspaceError> {
+        let made: HashSet<_> = changes.iter().map(|change| change.path.clone()).collect();
+        let mut hidden = |path: RelPathBuf| -> Result<(), WorkspaceError> {
+            let seen = self.tree.find(&path, run.view.perspective()).map_err(FsError::from)?;
+            let there = self.tree.find(&path, Perspective::ALL).map_err(FsError::from)?;
+            if !made.contains(&path) && seen.is_none() && there.is_some() {
+                changes.push(Change { path, object: None });
+            }
+            Ok(())
+        };
+        if let Some(claimed) = &run.asked.claimed {
+            for record in claimed.manifest().iter() {
+                hidden(record?.path)?;
+            }
+        }
+        if let Some(layer) = self.tree.layer_of(&run.asked.owner) {
+            for record in layer.records() {
+                hidden(record?.path)?;
+            }
+        }
+        changes.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        changes.dedup_by(|a, b| a.path == b.path);
+        Ok(())
     }
 
     fn with_befores(&self, asked: &Asked, changes: Vec<Change>) -> Result<Vec<Changed>, WorkspaceError> {

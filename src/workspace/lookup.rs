@@ -18,6 +18,8 @@ use crate::path::{RelPath, RelPathBuf};
 use crate::report::{Difference, MissReason};
 use crate::state::{Dependency, FileKind, PathState};
 use crate::task::TaskSpec;
+use crate::tree::Stale;
+use crate::view::Earlier;
 
 /// Entries of a task that a miss is compared with.
 const COMPARED_MAX: usize = 8;
@@ -39,6 +41,14 @@ pub(super) struct Asked {
     pub(super) globbed: Vec<(RelPathBuf, PathState)>,
 }
 
+impl Asked {
+    /// Returns the outputs of the task's earlier runs.
+    pub(super) fn earlier(&self) -> Earlier {
+        let stale = self.claimed.clone().map(|claimed| Stale { claimed, outputs: self.output.clone() });
+        Earlier { owner: self.owner, stale }
+    }
+}
+
 /// A matching entry.
 pub(super) struct Match {
     pub(super) entry: Entry,
@@ -48,7 +58,7 @@ pub(super) struct Match {
 
 /// What a lookup found.
 pub(super) enum Lookup {
-    Hit(Match),
+    Hit(Box<Match>),
     Miss { reason: MissReason, closest: Option<Uuid>, inputs: u64 },
 }
 
@@ -100,7 +110,7 @@ impl Workspace {
                 continue;
             };
             match self.open_entry_archive(&entry) {
-                Ok(archive) => return Ok(Lookup::Hit(Match { entry, archive, inputs })),
+                Ok(archive) => return Ok(Lookup::Hit(Box::new(Match { entry, archive, inputs }))),
                 Err(problem) => {
                     let archive = entry.archive.map(|id| self.store.archive_path(id)).unwrap_or_default();
                     bad_archive = Some((entry.id, archive, problem));
@@ -127,7 +137,9 @@ impl Workspace {
                 inputs = (set.len() + then.globbed.len()) as u64;
                 let now = states.of_set(&set, &asked.globbed)?;
                 for (((path, _), then), now) in set.iter().zip(&then.recorded).zip(&now.recorded) {
-                    differences.extend(input_differences(path, then, now));
+                    for difference in input_differences(path, then, now) {
+                        differences.extend(states.logical.named(difference)?);
+                    }
                 }
                 // Explicit globs are comparable only where they are the same.
                 if facets.same_input(&asked.facets) {
@@ -283,11 +295,10 @@ fn glob_walk(
                 }
             }
         }
-        Some(_) => {
-            if filter.selects(path, false) {
-                found.insert(path.to_owned(), state);
-            }
+        Some(_) if filter.selects(path, false) => {
+            found.insert(path.to_owned(), state);
         }
+        Some(_) => {}
     }
     Ok(())
 }
