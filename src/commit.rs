@@ -208,7 +208,7 @@ impl Journal {
                 Step::Remove(path) => base.remove_all(path).map_err(at(path))?,
                 Step::Dir(path, attributes) => {
                     make_dir(base, path, attributes).map_err(at(path))?;
-                    dirs.push((path, attributes.mtime));
+                    dirs.push((path, attributes));
                 }
                 Step::Blob(path, blob) => put_blob(base, staging, path, *blob).map_err(at(path))?,
                 Step::Link { first, path } => link(base, first, path).map_err(at(path))?,
@@ -220,9 +220,9 @@ impl Journal {
                 }
             }
         }
-        // Filling a directory changes its time.
-        for (path, mtime) in dirs.into_iter().rev() {
-            base.set_times(path, None, Some(SetTime::At(mtime))).map_err(at(path))?;
+        // Filling a directory needs permissions that it may not end with, and changes its time.
+        for (path, attributes) in dirs.into_iter().rev() {
+            finish_dir(base, path, attributes).map_err(at(path))?;
         }
         Ok(())
     }
@@ -274,18 +274,29 @@ fn parent<'a>(base: &Base, path: &'a RelPath) -> rustix::io::Result<(OwnedFd, &'
     }
 }
 
+/// Makes a directory that can be filled; its attributes come last.
 fn make_dir(base: &Base, path: &RelPath, attributes: &Attributes) -> rustix::io::Result<()> {
+    let mode = Mode::from_bits_truncate(attributes.mode) | Mode::RWXU;
     if path.is_root() {
-        return set_attributes(base.root(), OsStr::new("."), attributes);
+        return rustix::fs::chmodat(base.root(), ".", mode, AtFlags::empty());
     }
     if base.stat(path)?.is_some_and(|stat| stat.kind != FileKind::Dir) {
         base.remove_all(path)?;
     }
     let (dir, name) = parent(base, path)?;
-    match rustix::fs::mkdirat(&dir, name, Mode::from_bits_truncate(0o700)) {
+    match rustix::fs::mkdirat(&dir, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno),
     }
+    rustix::fs::chmodat(&dir, name, mode, AtFlags::empty())
+}
+
+fn finish_dir(base: &Base, path: &RelPath, attributes: &Attributes) -> rustix::io::Result<()> {
+    base.set_times(path, None, Some(SetTime::At(attributes.mtime)))?;
+    if path.is_root() {
+        return set_attributes(base.root(), OsStr::new("."), attributes);
+    }
+    let (dir, name) = base.open_parent(path)?;
     set_attributes(dir.as_fd(), name, attributes)
 }
 

@@ -118,7 +118,6 @@ struct Commits {
 /// What a task committed.
 struct Committed {
     number: u64,
-    owner: TaskId,
     task_name: String,
     paths: Vec<RelPathBuf>,
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use uuid::Uuid;
 
 use super::lookup::{Asked, StoredInputs, filtered};
-use super::outputs;
+use super::outputs::{self, PackedArchive};
 use super::{ProgressSink, Run, Workspace, WorkspaceError, chain, now_secs};
 use crate::archive::RecordKind;
 use crate::archive::restore::restore_object;
@@ -32,6 +32,12 @@ pub(super) struct Changed {
     pub(super) before: PathState,
 }
 
+/// The outputs of a run, ready to be stored.
+struct Prepared {
+    outputs: u64,
+    packed: Option<PackedArchive>,
+}
+
 /// How a run ended, as far as the cache is concerned.
 pub(super) struct Ending<'a> {
     pub(super) outcome: &'a Outcome,
@@ -42,7 +48,7 @@ pub(super) struct Ending<'a> {
 impl Workspace {
     pub(super) fn finish_run(
         &self,
-        run: Run,
+        mut run: Run,
         ending: &Ending<'_>,
         fault: Option<String>,
     ) -> Result<FinishReport, WorkspaceError> {
@@ -58,18 +64,22 @@ impl Workspace {
             self.abandon(run);
             return Ok(report);
         }
-        // One run ends at a time: what it stores and what it commits must fit together.
-        let committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut changes = run.view.changes()?;
-        if run.asked.spec.clean {
-            self.add_hidden(&run, &mut changes)?;
-        }
-        let changed = self.with_befores(&run.asked, changes)?;
-        let terminal_bytes = ending.terminal.iter().map(|chunk| chunk.bytes.len() as u64).sum::<u64>();
-        let stored = match self.refusal(&run, outcome) {
+        let seen = self.commit_number();
+        let mut changed = self.changed(&run)?;
+        let prepared = match self.refusal(&run, ending) {
             Some(reason) => Err(reason),
-            None if terminal_bytes > TERMINAL_BYTES_MAX => Err(NotStored::TerminalTooLarge(terminal_bytes)),
-            None => self.store_run(&run, ending, &changed, &mut report),
+            None => self.prepare(&run, &changed, ending.progress),
+        };
+        // One run is stored and committed at a time: both must fit together, and to what is there.
+        let committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.commit_number() != seen {
+            run.asked.claim = self.index.claim(self.id, run.asked.owner)?;
+            run.asked.claimed = self.open_claim(run.asked.claim.as_ref());
+            changed = self.changed(&run)?;
+        }
+        let stored = match (prepared, self.late_refusal(&run)) {
+            (Err(reason), _) | (Ok(_), Some(reason)) => Err(reason),
+            (Ok(prepared), None) => self.store_run(&run, ending, prepared, &mut report),
         };
         match stored {
             Ok(entry) => report.entry = Some(entry),
@@ -84,20 +94,36 @@ impl Workspace {
         Ok(report)
     }
 
+    /// Returns the run's changes with the states before them.
+    fn changed(&self, run: &Run) -> Result<Vec<Changed>, WorkspaceError> {
+        let mut changes = run.view.changes()?;
+        if run.asked.spec.clean {
+            self.add_hidden(run, &mut changes)?;
+        }
+        self.with_befores(&run.asked, changes)
+    }
+
     /// Returns why the run must not be stored, as far as that is known before looking at its outputs.
-    fn refusal(&self, run: &Run, outcome: &Outcome) -> Option<NotStored> {
+    fn refusal(&self, run: &Run, ending: &Ending<'_>) -> Option<NotStored> {
+        let outcome = ending.outcome;
+        let terminal_bytes = ending.terminal.iter().map(|chunk| chunk.bytes.len() as u64).sum::<u64>();
         if !run.stores {
-            return Some(NotStored::Disabled);
+            Some(NotStored::Disabled)
+        } else if outcome.exit_code != 0 {
+            Some(NotStored::Failed)
+        } else if !outcome.outlived.is_empty() {
+            Some(NotStored::Outlived(outcome.outlived.clone()))
+        } else if terminal_bytes > TERMINAL_BYTES_MAX {
+            Some(NotStored::TerminalTooLarge(terminal_bytes))
+        } else if run.view.with_recording(|recording| recording.overflowed()) {
+            Some(NotStored::SessionDied("the task looked at too many paths to record".into()))
+        } else {
+            None
         }
-        if outcome.exit_code != 0 {
-            return Some(NotStored::Failed);
-        }
-        if !outcome.outlived.is_empty() {
-            return Some(NotStored::Outlived(outcome.outlived.clone()));
-        }
-        if run.view.with_recording(|recording| recording.overflowed()) {
-            return Some(NotStored::SessionDied("the task looked at too many paths to record".into()));
-        }
+    }
+
+    /// Returns why the run must not be stored after all: somebody changed what it looked at.
+    fn late_refusal(&self, run: &Run) -> Option<NotStored> {
         if let Some(hazard) = self.hazard(run) {
             return Some(hazard);
         }
@@ -110,7 +136,7 @@ impl Workspace {
     /// Returns what another task committed during the run although this one had looked at it.
     fn hazard(&self, run: &Run) -> Option<NotStored> {
         let filter = &run.asked.input;
-        self.commits_since(run.started, run.asked.owner).into_iter().find_map(|commit| {
+        self.commits_since(run.started).into_iter().find_map(|commit| {
             let path = run.view.with_recording(|recording| {
                 let looked_at = |path: &&RelPathBuf| !filter.excludes(path) && recording.depends_on(path);
                 commit.paths.iter().find(looked_at).cloned()
@@ -202,22 +228,37 @@ impl Workspace {
         Ok(changed.collect::<Result<_, FsError>>()?)
     }
 
-    /// Packs the outputs and stores the entry; returns its id, or why there is none.
+    /// Splits the outputs off and packs them.
+    fn prepare(
+        &self,
+        run: &Run,
+        changed: &[Changed],
+        progress: ProgressSink<'_>,
+    ) -> Result<Prepared, NotStored> {
+        let outputs = outputs::collect(self, &run.view, &run.asked, changed)?;
+        let packed = self.pack(&outputs, &run.view, progress)?;
+        Ok(Prepared { outputs: outputs.len() as u64, packed })
+    }
+
+    /// Stores the entry; returns its id, or why there is none.
     fn store_run(
         &self,
         run: &Run,
         ending: &Ending<'_>,
-        changed: &[Changed],
+        prepared: Prepared,
         report: &mut FinishReport,
     ) -> Result<Uuid, NotStored> {
         let asked = &run.asked;
         let (set, states) = self.inputs(run)?;
-        let outputs = outputs::collect(self, &run.view, asked, changed)?;
-        let packed = self.pack(&outputs, &run.view, ending.progress)?;
-        let archive = packed.as_ref().map(|packed| packed.id);
+        let Prepared { outputs, packed } = prepared;
         report.inputs = (set.len() + states.globbed.len()) as u64;
-        report.outputs = outputs.len() as u64;
-        report.output_bytes = packed.as_ref().map_or(0, |packed| packed.content_bytes);
+        report.outputs = outputs;
+        let (mut archive, mut archive_bytes) = (None, 0);
+        if let Some(packed) = packed {
+            report.output_bytes = packed.content_bytes;
+            archive_bytes = packed.archive_bytes;
+            archive = Some(packed.publish().map_err(storage)?);
+        }
         report.archive = archive.map(|id| self.store.archive_path(id));
         let path_set = path_set_digest(&set);
         let entry = NewEntry {
@@ -231,7 +272,7 @@ impl Workspace {
             states: encode(&StoredInputs { set, states }),
             facets: encode(&asked.facets),
             archive,
-            archive_bytes: packed.as_ref().map_or(0, |packed| packed.archive_bytes),
+            archive_bytes,
             inputs: report.inputs,
             outputs: report.outputs,
             output_bytes: report.output_bytes,

@@ -20,7 +20,7 @@ const COMPARED_MAX: usize = 10_000;
 
 impl Workspace {
     /// Puts the outputs of a matching entry in place and returns what to report and replay; `Err` says why
-    /// it is a miss after all.
+    /// it is a miss after all. The caller holds `committing`.
     pub(super) fn apply_hit(
         &self,
         asked: &Asked,
@@ -42,14 +42,12 @@ impl Workspace {
         if let Some(path) = self.unrestorable(asked, found)? {
             return Ok(Err(MissReason::Changed(vec![Difference::Modified(path)])));
         }
-        let committing = lock(&self.committing);
         let mounted = lock(&self.mounted).is_some();
         let placed = match &found.archive {
             None => self.place_nothing(asked),
             Some(archive) if mounted => self.place_layer(asked, entry, archive),
             Some(archive) => self.place_files(asked, entry, archive, progress),
         };
-        drop(committing);
         let in_place = match placed {
             Ok(in_place) => in_place,
             Err(error) if is_bad_archive(&error) => {
@@ -86,7 +84,7 @@ impl Workspace {
         }
         for record in claimed.manifest().iter() {
             let record = record?;
-            if record.before.is_none() || !asked.output.selects(&record.path, true) {
+            if record.before.is_none() || !asked.output.selects_output(&record.path) {
                 continue;
             }
             if let Some(archive) = &found.archive
@@ -105,15 +103,24 @@ impl Workspace {
         Ok(None)
     }
 
-    /// A hit without outputs: takes away what earlier runs left of outputs.
+    /// A hit without outputs: takes away what earlier runs left of outputs; returns whether there was none.
     fn place_nothing(&self, asked: &Asked) -> Result<bool, WorkspaceError> {
-        let freed = self.index.remove_layer(self.id, asked.owner)?;
-        if let Some(layer) = self.tree.detach(&asked.owner) {
-            self.remove_archives(&freed)?;
-            self.invalidate_layers(&[&layer]);
-            return Ok(false);
+        let stale = match &asked.claimed {
+            Some(claimed) => self.stale_paths(claimed, None, &asked.output)?,
+            None => Vec::new(),
+        };
+        self.remove_stale(&stale)?;
+        for path in &stale {
+            self.touched.touch(path, Some(&asked.owner));
         }
-        Ok(true)
+        self.invalidate(|path| stale.iter().any(|stale| path == &**stale));
+        let freed = self.index.remove_layer(self.id, asked.owner)?;
+        let layer = self.tree.detach(&asked.owner);
+        self.remove_archives(&freed)?;
+        if let Some(layer) = &layer {
+            self.invalidate_layers(&[layer]);
+        }
+        Ok(stale.is_empty() && layer.is_none())
     }
 
     /// A hit under a live mount: attaches a layer; returns whether everything was in place already.

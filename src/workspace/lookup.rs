@@ -62,6 +62,16 @@ pub(super) enum Lookup {
     Miss { reason: MissReason, closest: Option<Uuid>, inputs: u64 },
 }
 
+impl Lookup {
+    /// Returns the number of inputs compared.
+    pub(super) fn inputs(&self) -> u64 {
+        match self {
+            Self::Hit(found) => found.inputs,
+            Self::Miss { inputs, .. } => *inputs,
+        }
+    }
+}
+
 /// Present states, each computed once.
 struct States<'a> {
     logical: Logical<'a>,
@@ -221,13 +231,13 @@ impl Workspace {
             hit: None,
             miss: None,
             closest: None,
-            inputs: 0,
+            inputs: lookup.inputs(),
             not_stored: None,
         };
         match lookup {
-            Lookup::Hit(found) => (report.hit, report.inputs) = (Some(found.entry.id), found.inputs),
-            Lookup::Miss { reason, closest, inputs } => {
-                (report.miss, report.closest, report.inputs) = (Some(reason.clone()), *closest, *inputs);
+            Lookup::Hit(found) => report.hit = Some(found.entry.id),
+            Lookup::Miss { reason, closest, .. } => {
+                (report.miss, report.closest) = (Some(reason.clone()), *closest);
             }
         }
         Ok(self.index.set_lookup(self.id, &report.task, &encode(&report))?)

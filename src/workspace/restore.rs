@@ -15,7 +15,7 @@ use crate::archive::restore::{restore_object, set_dir_attributes};
 use crate::archive::{Archive, Record, RecordKind, write_manifest};
 use crate::claim::{Claimed, claim_record, still_describes};
 use crate::filter::Filter;
-use crate::fs::{FsError, SetTime, Timestamp};
+use crate::fs::{FsError, Timestamp};
 use crate::index::{Claim, TaskId};
 use crate::logical::Logical;
 use crate::path::{RelPath, RelPathBuf};
@@ -67,7 +67,10 @@ impl Workspace {
         progress: ProgressSink<'_>,
     ) -> Result<Restored, WorkspaceError> {
         let mut planned = self.plan_restore(target)?;
-        let stale = self.stale_paths(target, claimed.as_deref())?;
+        let stale = match &claimed {
+            Some(claimed) => self.stale_paths(claimed, Some(target.archive), target.outputs)?,
+            None => Vec::new(),
+        };
         let same_claim = claim.is_some_and(|claim| claim.entry == Some(target.entry));
         if same_claim && stale.is_empty() && planned.iter().all(|planned| planned.in_place) {
             return Ok(Restored::default());
@@ -109,21 +112,24 @@ impl Workspace {
             .collect()
     }
 
-    /// Returns what the task's earlier run left and the entry does not hold, deepest first.
-    fn stale_paths(
+    /// Returns what the task's earlier run left of outputs and `archive` does not hold, deepest first.
+    pub(super) fn stale_paths(
         &self,
-        target: &Target<'_>,
-        claimed: Option<&Claimed>,
+        claimed: &Claimed,
+        archive: Option<&Archive>,
+        outputs: &Filter,
     ) -> Result<Vec<RelPathBuf>, WorkspaceError> {
-        let Some(claimed) = claimed else { return Ok(Vec::new()) };
         let mut stale = Vec::new();
         for record in claimed.manifest().iter() {
             let record = record?;
             if matches!(record.kind, RecordKind::ImpliedDir | RecordKind::Absent) || record.before.is_some() {
                 continue;
             }
-            let held = target.archive.toc().find(&record.path)?;
-            if held.is_some() || !target.outputs.selects(&record.path, true) {
+            let held = match archive {
+                Some(archive) => archive.toc().find(&record.path)?.is_some(),
+                None => false,
+            };
+            if held || !outputs.selects_output(&record.path) {
                 continue;
             }
             let stat = self.tree.base().stat(&record.path).map_err(at(&record.path))?;
@@ -235,15 +241,15 @@ impl Workspace {
         for planned in &links {
             self.restore_link(target.archive, planned)?;
         }
-        // Deepest first: making something in a directory changes its time.
+        // Deepest first: filling a directory needs permissions that it may not end with, and changes its time.
         let mut times: Vec<_> =
             planned.iter().filter(|planned| matches!(planned.record.kind, RecordKind::Dir)).collect();
         times.sort_unstable_by(|a, b| b.record.path.cmp(&a.record.path));
         if !others.is_empty() || !links.is_empty() || !dirs.is_empty() {
             for planned in times {
                 let path = &planned.record.path;
-                let mtime = Some(SetTime::At(planned.mtime));
-                self.tree.base().set_times(path, None, mtime).map_err(at(path))?;
+                let (parent, name) = self.tree.base().open_parent(path).map_err(at(path))?;
+                set_dir_attributes(&planned.record, parent.as_fd(), name, planned.mtime)?;
             }
         }
         let (files, bytes) = meter.done();
@@ -251,20 +257,22 @@ impl Workspace {
     }
 
     fn restore_dir(&self, planned: &Planned) -> Result<(), WorkspaceError> {
-        let Planned { record, mtime, .. } = planned;
+        let record = &planned.record;
         let base = self.tree.base();
         if base.stat(&record.path).map_err(at(&record.path))?.is_some_and(|stat| stat.kind != FileKind::Dir) {
             base.remove_all(&record.path).map_err(at(&record.path))?;
         }
         let (parent, name) = base.open_parent(&record.path).map_err(at(&record.path))?;
-        match rustix::fs::mkdirat(&parent, name, Mode::from_bits_truncate(record.mode)) {
-            Ok(()) => {}
+        let mode = Mode::from_bits_truncate(record.mode) | Mode::RWXU;
+        match rustix::fs::mkdirat(&parent, name, mode) {
+            Ok(()) => Ok(()),
             // Only an output's attributes are the task's business.
-            Err(Errno::EXIST) if matches!(record.kind, RecordKind::ImpliedDir) => return Ok(()),
-            Err(Errno::EXIST) => {}
-            Err(errno) => return Err(at(&record.path)(errno)),
+            Err(Errno::EXIST) if matches!(record.kind, RecordKind::ImpliedDir) => Ok(()),
+            Err(Errno::EXIST) => {
+                rustix::fs::chmodat(&parent, name, mode, AtFlags::empty()).map_err(at(&record.path))
+            }
+            Err(errno) => Err(at(&record.path)(errno)),
         }
-        Ok(set_dir_attributes(record, parent.as_fd(), name, *mtime)?)
     }
 
     fn restore_one(&self, archive: &Archive, planned: &Planned) -> Result<(), WorkspaceError> {

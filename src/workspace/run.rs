@@ -11,7 +11,7 @@ use crate::fs::Filesystem;
 use crate::index::TaskId;
 use crate::path::RelPathBuf;
 use crate::proto::CacheMode;
-use crate::report::MissReason;
+use crate::report::{Chunk, HitReport, MissReason};
 use crate::task::TaskSpec;
 use crate::touched::TouchedSince;
 use crate::view::{View, ViewOptions};
@@ -80,26 +80,48 @@ impl Workspace {
                 self.note_lookup(&asked, &forced)?;
                 MissReason::Forced
             }
-            (true, CacheMode::ReadWrite) => {
-                let lookup = self.lookup(&asked)?;
-                tracing::debug!(us = since_start(), "looked up");
-                self.note_lookup(&asked, &lookup)?;
-                match lookup {
-                    Lookup::Miss { reason, .. } => reason,
-                    Lookup::Hit(found) => match self.apply_hit(&asked, &found, progress)? {
-                        Ok((report, terminal)) => {
-                            self.save_hashes()?;
-                            tracing::debug!(us = since_start(), "in place");
-                            return Ok(Begun::Hit { report, terminal });
-                        }
-                        Err(reason) => reason,
-                    },
+            (true, CacheMode::ReadWrite) => match self.look_up_and_apply(&asked, progress)? {
+                Ok((report, terminal)) => {
+                    self.save_hashes()?;
+                    tracing::debug!(us = since_start(), "in place");
+                    return Ok(Begun::Hit { report, terminal });
                 }
-            }
+                Err(reason) => reason,
+            },
         };
         self.save_hashes()?;
         let run = self.open_run(asked, stores)?;
         Ok(Begun::Miss { run, reason })
+    }
+
+    /// Looks a task up and puts the outputs of a hit in place; `Err` says why it must run.
+    fn look_up_and_apply(
+        &self,
+        asked: &Asked,
+        progress: ProgressSink<'_>,
+    ) -> Result<Result<(HitReport, Vec<Chunk>), MissReason>, WorkspaceError> {
+        loop {
+            let seen = self.commit_number();
+            let lookup = self.lookup(asked)?;
+            let committing = lock(&self.committing);
+            // What somebody committed meanwhile may be an input.
+            if matches!(lookup, Lookup::Hit(_)) && self.commit_number() != seen {
+                continue;
+            }
+            tracing::debug!(task = asked.spec.name, inputs = lookup.inputs(), "looked up");
+            self.note_lookup(asked, &lookup)?;
+            let answer = match lookup {
+                Lookup::Miss { reason, .. } => Err(reason),
+                Lookup::Hit(found) => self.apply_hit(asked, &found, progress)?,
+            };
+            drop(committing);
+            return Ok(answer);
+        }
+    }
+
+    /// Returns the number of the next commit.
+    pub(super) fn commit_number(&self) -> u64 {
+        lock(&self.commits).next
     }
 
     fn open_run(&self, asked: Asked, stores: bool) -> Result<Run, WorkspaceError> {
@@ -112,7 +134,7 @@ impl Workspace {
             without: asked.spec.clean.then(|| asked.earlier()),
             passthrough: self.passthrough,
         }));
-        let started = lock(&self.commits).next;
+        let started = self.commit_number();
         Ok(Run { id, asked, view, stores, started })
     }
 
@@ -154,17 +176,16 @@ impl Workspace {
         let number = commits.next;
         commits.next += 1;
         let task_name = asked.spec.name.clone();
-        commits.recent.push_back(Arc::new(Committed { number, owner: asked.owner, task_name, paths }));
+        commits.recent.push_back(Arc::new(Committed { number, task_name, paths }));
         if commits.recent.len() > super::COMMITS_MAX {
             commits.recent.pop_front();
         }
     }
 
-    /// Returns what others than `owner` committed since.
-    pub(super) fn commits_since(&self, since: u64, owner: TaskId) -> Vec<Arc<Committed>> {
+    /// Returns what was committed since.
+    pub(super) fn commits_since(&self, since: u64) -> Vec<Arc<Committed>> {
         let commits = lock(&self.commits);
-        let late = commits.recent.iter().rev().take_while(|commit| commit.number >= since);
-        late.filter(|commit| commit.owner != owner).cloned().collect()
+        commits.recent.iter().rev().take_while(|commit| commit.number >= since).cloned().collect()
     }
 
     /// Notes that a task's outputs are all in place now.
