@@ -176,6 +176,24 @@ fn connect(socket: &Path) -> Result<Option<UnixStream>, CommandError> {
     }
 }
 
+/// Unmounts what a killed daemon left at `path`.
+pub(crate) fn clear_dead(path: &Path) -> Result<(), CommandError> {
+    let program = daemon_program(&std::env::current_exe().attempted("find the program that is running")?);
+    let output = Command::new(&program)
+        .arg("--clear-dead")
+        .arg(path)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .attempted(format_args!("start {program:?}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let mut error = CommandError::user(format_args!("{} cannot be unmounted", path.display()));
+    error.causes.extend(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned));
+    Err(error.hint(format!("umount -l {}", path.display())))
+}
+
 /// Starts the daemon and waits until it can be connected to.
 fn start(place: &Place) -> Result<(), CommandError> {
     let ourselves = std::env::current_exe().attempted("find the program that is running")?;

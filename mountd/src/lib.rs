@@ -12,7 +12,6 @@ mod holders;
 mod invalidate;
 pub mod lifecycle;
 mod live;
-mod mountinfo;
 mod server;
 pub mod session;
 pub mod terminal;

@@ -9,6 +9,15 @@ use thiserror::Error;
 /// How long the daemon stays when nobody needs it, unless told otherwise.
 const IDLE_DEFAULT: Duration = Duration::from_secs(10);
 
+/// What the process is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Be the daemon of a workspace.
+    Serve(Box<Options>),
+    /// Unmount what a killed daemon left at this absolute path, if it is there, and end.
+    ClearDead(PathBuf),
+}
+
 /// What the daemon was started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -30,10 +39,28 @@ pub struct Options {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "{problem}\nusage: vout-mountd --workspace PATH --store PATH --socket PATH --log PATH \
-     [--idle-secs N] [--foreground]"
+     [--idle-secs N] [--foreground]\n       vout-mountd --clear-dead PATH"
 )]
 pub struct UsageError {
     problem: String,
+}
+
+impl Order {
+    /// Reads the arguments that follow the program's name.
+    ///
+    /// # Errors
+    /// [`UsageError`] where one is missing, unknown or malformed.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, UsageError> {
+        let mut arguments = arguments.into_iter().peekable();
+        if arguments.next_if(|first| first == "--clear-dead").is_none() {
+            return Ok(Self::Serve(Box::new(Options::parse(arguments)?)));
+        }
+        let path = absolute("--clear-dead", arguments.next())?;
+        match arguments.next() {
+            None => Ok(Self::ClearDead(path)),
+            Some(more) => Err(usage(format!("unknown argument {more:?}"))),
+        }
+    }
 }
 
 impl Options {
@@ -88,6 +115,14 @@ mod tests {
 
     fn parse(line: &str) -> Result<Options, UsageError> {
         Options::parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn clearing_takes_one_absolute_path() {
+        let order = |line: &str| Order::parse(line.split(' ').map(OsString::from));
+        assert_eq!(order("--clear-dead /w"), Ok(Order::ClearDead("/w".into())));
+        assert!(order("--clear-dead w").is_err() && order("--clear-dead /w --foreground").is_err());
+        assert!(order("--clear-dead").is_err() && order("--workspace /w").is_err());
     }
 
     #[test]
