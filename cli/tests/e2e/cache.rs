@@ -76,21 +76,10 @@ fn orphans_of_a_crash_are_swept_at_the_next_start() -> TestResult {
     Ok(())
 }
 
-/// Overwrites the version in the header of the store's database.
+/// Sets the version that the store's database says it has.
 fn set_database_version(ws: &Workspace, version: u32) -> TestResult {
-    /// Where SQLite keeps `user_version`, big-endian.
-    const USER_VERSION: std::ops::Range<usize> = 60..64;
-    let mut changed = 0;
-    for path in crate::support::tree::files_below(&ws.store(), |_| true)? {
-        let mut bytes = fs::read(&path)?;
-        if bytes.starts_with(b"SQLite format 3\0") {
-            bytes[USER_VERSION].copy_from_slice(&version.to_be_bytes());
-            fs::write(&path, bytes)?;
-            changed += 1;
-        }
-    }
-    assert_eq!(changed, 1, "one database in the store");
-    Ok(())
+    let database = rusqlite::Connection::open(ws.store().join("index.sqlite"))?;
+    Ok(database.pragma_update(None, "user_version", version)?)
 }
 
 #[test]
