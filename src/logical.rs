@@ -4,8 +4,8 @@
 //! sees the state before that run. All other paths, and all paths to other tasks, are what they are.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use serde_bytes::ByteBuf;
@@ -17,9 +17,13 @@ use crate::content::ContentHashes;
 use crate::fs::FsError;
 use crate::index::TaskId;
 use crate::path::RelPath;
+use crate::report::Difference;
 use crate::state::{Dependency, FileKind, PathState};
 use crate::touched::TouchedSince;
 use crate::tree::{Found, Layer, Perspective, Tree};
+
+/// Files of others that are named in a directory of the task's own.
+const FOREIGN_MAX: usize = 10;
 
 /// The merged tree as one task sees it.
 #[derive(Debug)]
@@ -38,7 +42,7 @@ pub struct Logical<'a> {
 
 impl Logical<'_> {
     fn seen(&self) -> Perspective<'_> {
-        Perspective { without: Some(self.owner) }
+        Perspective { without: Some(self.owner), stale: None }
     }
 
     /// Returns the state of `path`, as far as `dependency` asks for it.
@@ -103,6 +107,42 @@ impl Logical<'_> {
             };
         }
         Ok(crate::recording::listing(&names))
+    }
+
+    /// Names what made a directory of the task's own appear: what somebody else put into it.
+    ///
+    /// # Errors
+    /// Where the tree cannot be read.
+    pub fn named(&self, difference: Difference) -> Result<Vec<Difference>, FsError> {
+        let appeared = match &difference {
+            Difference::AddedIn { name, dir } => dir.join(OsStr::from_bytes(name)),
+            Difference::Appeared(path) => path.clone(),
+            _ => return Ok(vec![difference]),
+        };
+        let mut foreign = Vec::new();
+        self.foreign(&appeared, &mut foreign)?;
+        Ok(if foreign.is_empty() { vec![difference] } else { foreign })
+    }
+
+    fn foreign(&self, dir: &RelPath, named: &mut Vec<Difference>) -> Result<(), FsError> {
+        let found = self.tree.find(dir, self.seen())?;
+        let own = self.owned(dir, found.as_ref())?.is_some_and(|owned| owned.before.is_none());
+        if !own || found.is_none_or(|found| found.kind() != FileKind::Dir) {
+            return Ok(());
+        }
+        for name in self.tree.list(dir, self.seen())?.into_keys() {
+            let path = dir.join(&name);
+            if named.len() >= FOREIGN_MAX || self.state(&path, Dependency::PROBE)? == PathState::Absent {
+                continue;
+            }
+            let before = named.len();
+            self.foreign(&path, named)?;
+            if named.len() == before {
+                let name = ByteBuf::from(name.into_vec());
+                named.push(Difference::AddedIn { name, dir: dir.to_owned() });
+            }
+        }
+        Ok(())
     }
 
     /// Returns the names in a directory that the task's runs had to do with.

@@ -36,11 +36,13 @@ pub struct Tree {
 pub struct Perspective<'a> {
     /// Leave out the layer of this task, with its deletions and its hiding of stale files.
     pub without: Option<&'a TaskId>,
+    /// Leave out these files of the base.
+    pub stale: Option<&'a Stale>,
 }
 
 impl Perspective<'_> {
     /// Sees everything.
-    pub const ALL: Self = Self { without: None };
+    pub const ALL: Self = Self { without: None, stale: None };
 }
 
 /// What the merged tree has at a path.
@@ -180,10 +182,8 @@ impl Tree {
         let Some(stat) = self.base.stat(path).map_err(TreeError::base(path))? else {
             return Ok(implied);
         };
-        for layer in visible(&layers, seen) {
-            if self.hides_stale(layer, path, &stat, seen)? {
-                return Ok(implied);
-            }
+        if self.is_stale(&layers, path, &stat, seen)? {
+            return Ok(implied);
         }
         Ok(match implied {
             // A layer's output needs a directory where the base has none.
@@ -203,10 +203,17 @@ impl Tree {
     ) -> Result<BTreeMap<OsString, FileKind>, TreeError> {
         let layers = self.layers();
         let mut names = BTreeMap::new();
+        let any_stale = seen.stale.is_some() || visible(&layers, seen).any(|layer| layer.stale().is_some());
         for (name, kind) in self.base.list(dir).map_err(TreeError::base(dir))?.unwrap_or_default() {
-            if !self.is_stale(&layers, &dir.join(&name), seen)? {
-                names.insert(name, kind);
+            if any_stale {
+                let path = dir.join(&name);
+                match self.base.stat(&path).map_err(TreeError::base(&path))? {
+                    Some(stat) if !self.is_stale(&layers, &path, &stat, seen)? => {}
+                    // Stale, or gone meanwhile.
+                    _ => continue,
+                }
             }
+            names.insert(name, kind);
         }
         for layer in visible(&layers, seen).rev() {
             if layer.deletes(dir)? || layer.deletes_ancestor(dir)? {
@@ -230,38 +237,28 @@ impl Tree {
         Ok(names)
     }
 
+    /// Returns whether what the base has at `path` is left by an earlier run and superseded.
     fn is_stale(
         &self,
         layers: &[Arc<Layer>],
         path: &RelPath,
-        seen: Perspective<'_>,
-    ) -> Result<bool, TreeError> {
-        let mut stat = None;
-        for layer in visible(layers, seen).filter(|layer| layer.stale().is_some()) {
-            if stat.is_none() {
-                stat = self.base.stat(path).map_err(TreeError::base(path))?;
-            }
-            let Some(stat) = &stat else { return Ok(false) };
-            if self.hides_stale(layer, path, stat, seen)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn hides_stale(
-        &self,
-        layer: &Layer,
-        path: &RelPath,
         stat: &BaseStat,
         seen: Perspective<'_>,
     ) -> Result<bool, TreeError> {
-        let Some(stale) = layer.stale() else { return Ok(false) };
-        if layer.record(path)?.is_some() || !stale.created(path, stat)? {
-            return Ok(false);
+        let mut stale = match seen.stale {
+            Some(earlier) => earlier.created(path, stat)?,
+            None => false,
+        };
+        for layer in visible(layers, seen) {
+            if stale {
+                break;
+            }
+            if let Some(earlier) = layer.stale() {
+                stale = layer.record(path)?.is_none() && earlier.created(path, stat)?;
+            }
         }
         // A directory of the earlier run goes with the last file in it.
-        Ok(stat.kind != FileKind::Dir || self.list(path, seen)?.is_empty())
+        Ok(stale && (stat.kind != FileKind::Dir || self.list(path, seen)?.is_empty()))
     }
 }
 
@@ -347,21 +344,21 @@ pub fn record_probe(record: &Record) -> PathState {
 
 fn virtual_attr(node: NodeId, layer: &Layer, record: &Record) -> Attr {
     let mtime = layer.mtime(record);
-    let (size_bytes, nlink) = match &record.kind {
-        RecordKind::File { size_bytes, .. } => (*size_bytes, 1),
-        RecordKind::Symlink { target } => (target.len() as u64, 1),
-        RecordKind::Dir | RecordKind::ImpliedDir | RecordKind::Absent => (4096, 1),
+    let size_bytes = match &record.kind {
+        RecordKind::File { size_bytes, .. } => *size_bytes,
+        RecordKind::Symlink { target } => target.len() as u64,
+        RecordKind::Dir | RecordKind::ImpliedDir | RecordKind::Absent => 4096,
     };
     Attr {
         node,
         kind: record_kind(&record.kind).unwrap_or(FileKind::Dir),
         mode: record.mode,
-        nlink,
+        nlink: record.links(),
         uid: record.uid,
         gid: record.gid,
         rdev: 0,
         size_bytes,
-        blocks: size_bytes.div_ceil(512),
+        blocks: record.allocated_bytes().div_ceil(512),
         block_size_bytes: 4096,
         atime: mtime,
         mtime,

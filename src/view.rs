@@ -23,7 +23,7 @@ use crate::index::TaskId;
 use crate::path::RelPath;
 use crate::recording::Recording;
 use crate::store::Store;
-use crate::tree::{Found, Perspective, Tree};
+use crate::tree::{Found, Perspective, Stale, Tree};
 
 /// What a view is made of.
 #[derive(Debug)]
@@ -34,10 +34,19 @@ pub struct ViewOptions {
     pub store: Arc<Store>,
     /// Where the upper layer's blobs go: an empty directory.
     pub staging: Arc<OwnedFd>,
-    /// A task whose earlier outputs the view leaves out (`clean = true`).
-    pub without: Option<TaskId>,
+    /// Earlier outputs that the view leaves out (`clean = true`).
+    pub without: Option<Earlier>,
     /// Whether the kernel gets the descriptors of open files, so that all handles of a node must share one.
     pub passthrough: bool,
+}
+
+/// Outputs of a task's earlier runs.
+#[derive(Debug)]
+pub struct Earlier {
+    /// The task.
+    pub owner: TaskId,
+    /// What of them lies in the base.
+    pub stale: Option<Stale>,
 }
 
 /// What one task run sees.
@@ -46,7 +55,7 @@ pub struct View {
     tree: Arc<Tree>,
     store: Arc<Store>,
     staging: Arc<OwnedFd>,
-    without: Option<TaskId>,
+    without: Option<Earlier>,
     passthrough: bool,
     /// Nodes and recording. Taken before any lock of the tree.
     state: Mutex<State>,
@@ -105,7 +114,10 @@ impl View {
     /// Returns how the view sees the merged tree.
     #[must_use]
     pub fn perspective(&self) -> Perspective<'_> {
-        Perspective { without: self.without.as_ref() }
+        match &self.without {
+            Some(earlier) => Perspective { without: Some(&earlier.owner), stale: earlier.stale.as_ref() },
+            None => Perspective::ALL,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -20,6 +20,7 @@ const HAS_DATA: u8 = 2;
 const HAS_HOLES: u8 = 4;
 const IS_LINK: u8 = 8;
 const HAS_BEFORE: u8 = 16;
+const HAS_LINKS: u8 = 32;
 
 /// Takes integers and byte strings off the front of a slice; an error says what is wrong with it.
 pub(super) struct Decoder<'a> {
@@ -167,6 +168,7 @@ fn kind_and_flags(record: &Record) -> [u8; 2] {
             }
             if let Some(data) = data {
                 flags |= if data.extents.is_some() { HAS_DATA | HAS_HOLES } else { HAS_DATA };
+                flags |= if data.links > 1 { HAS_LINKS } else { 0 };
             }
             if link_to.is_some() {
                 flags |= IS_LINK;
@@ -190,6 +192,9 @@ fn put_data(out: &mut Vec<u8>, data: &DataRef) -> Result<(), &'static str> {
             out.extend_from_slice(&extent.offset.to_le_bytes());
             out.extend_from_slice(&extent.length_bytes.to_le_bytes());
         }
+    }
+    if data.links > 1 {
+        out.extend_from_slice(&data.links.to_le_bytes());
     }
     Ok(())
 }
@@ -245,8 +250,8 @@ fn decode_path(key: Key<'_>) -> Result<RelPathBuf, &'static str> {
 }
 
 fn decode_file(from: &mut Decoder<'_>, flags: u8) -> Result<RecordKind, &'static str> {
-    if flags & !(HAS_CONTENT | HAS_DATA | HAS_HOLES | IS_LINK | HAS_BEFORE) != 0
-        || flags & (HAS_DATA | HAS_HOLES) == HAS_HOLES
+    if flags & !(HAS_CONTENT | HAS_DATA | HAS_HOLES | HAS_LINKS | IS_LINK | HAS_BEFORE) != 0
+        || (flags & (HAS_HOLES | HAS_LINKS) != 0 && flags & HAS_DATA == 0)
     {
         return Err("a record has unknown flags");
     }
@@ -259,7 +264,8 @@ fn decode_file(from: &mut Decoder<'_>, flags: u8) -> Result<RecordKind, &'static
     let data = if flags & HAS_DATA != 0 {
         let stream_offset = from.u64()?;
         let extents = if flags & HAS_HOLES != 0 { Some(decode_extents(from, size_bytes)?) } else { None };
-        Some(DataRef { stream_offset, extents })
+        let links = if flags & HAS_LINKS != 0 { from.u32()? } else { 1 };
+        Some(DataRef { stream_offset, extents, links })
     } else {
         None
     };

@@ -252,7 +252,7 @@ impl<'scope> Pipeline<'_, 'scope> {
 
     /// Reads and hashes a file of several frames here, and has the frames compressed.
     fn pack_large(&mut self, entry: Planned) -> Result<(), PackError> {
-        let Planned { path, meta, what: What::File { source, linked } } = &entry else { return Ok(()) };
+        let Planned { path, meta, what: What::File { source, names } } = &entry else { return Ok(()) };
         let open = OpenSource::open(path, &**source)?;
         let mut raw = tar_entry::encode(path, meta, &open.body());
         let header_bytes = raw.len();
@@ -284,7 +284,7 @@ impl<'scope> Pipeline<'_, 'scope> {
         open.check_end()?;
         raw.extend_from_slice(tar_entry::padding(open.stored_bytes()));
         let record = open.record(&entry, header_bytes as u64, hasher.finish());
-        let linked = linked.then(|| path.clone()).into_iter().collect();
+        let linked = (*names > 1).then(|| path.clone()).into_iter().collect();
         let piece =
             Piece { is_base, records: vec![record], linked, files: 1, bytes: unreported, ..Piece::default() };
         self.submit(move |compressors| compressors.compress(&raw, piece))

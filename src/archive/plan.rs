@@ -1,7 +1,7 @@
 //! What goes into an archive, in which order: pure decisions before anything is read.
 
 use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 
 use crate::archive::pack::PackError;
@@ -70,8 +70,8 @@ pub(super) enum What {
     Absent,
     File {
         source: Box<dyn FileSource>,
-        /// Whether hard links to it follow.
-        linked: bool,
+        /// Number of names it has; hard links to it follow where it is more than one.
+        names: u32,
     },
 }
 
@@ -130,7 +130,7 @@ pub(super) fn plan(items: Vec<Item>) -> Result<Vec<Planned>, PackError> {
                 Source::Symlink(target) => What::Symlink(target),
                 Source::HardLink(target) => What::HardLink(target),
                 Source::Absent => What::Absent,
-                Source::File(source) => What::File { source, linked: links.contains(&path) },
+                Source::File(source) => What::File { source, names: links.get(&path).copied().unwrap_or(1) },
                 Source::Special(kind) => return Err(PackError::Unsupported { path, kind }),
             };
             Ok(Planned { path, meta, what })
@@ -174,15 +174,16 @@ fn add_ancestors(by_path: &mut ByPath) -> Result<(), PackError> {
     Ok(())
 }
 
-/// Makes every link point to the first of its names, which gets the data. Returns these names.
-fn resolve_links(by_path: &mut ByPath) -> Result<HashSet<RelPathBuf>, PackError> {
+/// Makes every link point to the first of its names, which gets the data. Returns these names
+/// and how many names each file has.
+fn resolve_links(by_path: &mut ByPath) -> Result<HashMap<RelPathBuf, u32>, PackError> {
     let mut groups: HashMap<RelPathBuf, Vec<RelPathBuf>> = HashMap::new();
     for (path, (_, source)) in by_path.iter() {
         if let Source::HardLink(target) = source {
             groups.entry(carrier(by_path, path, target)?).or_default().push(path.clone());
         }
     }
-    let mut first_names = HashSet::new();
+    let mut first_names = HashMap::new();
     for (carrier, mut names) in groups {
         let Some((meta, source)) = by_path.remove(&carrier) else { continue };
         names.push(carrier);
@@ -197,7 +198,7 @@ fn resolve_links(by_path: &mut ByPath) -> Result<HashSet<RelPathBuf>, PackError>
             by_path.insert(name.clone(), (meta.clone(), link));
         }
         by_path.insert(first.clone(), (meta, source));
-        first_names.insert(first);
+        first_names.insert(first, u32::try_from(names.len()).unwrap_or(u32::MAX));
     }
     Ok(first_names)
 }

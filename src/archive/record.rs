@@ -78,6 +78,8 @@ pub struct DataRef {
     pub(super) stream_offset: u64,
     /// Data between holes, in order and without overlap, stored one after the other. `None`: no holes.
     pub(super) extents: Option<Vec<Extent>>,
+    /// Number of names that the file has in the archive.
+    pub(super) links: u32,
 }
 
 impl DataRef {
@@ -95,6 +97,26 @@ impl Record {
         match &self.kind {
             RecordKind::File { size_bytes, .. } => *size_bytes,
             RecordKind::Dir | RecordKind::ImpliedDir | RecordKind::Symlink { .. } | RecordKind::Absent => 0,
+        }
+    }
+
+    /// Returns the number of names that a regular file has in its archive, and 1 for anything else.
+    #[must_use]
+    pub fn links(&self) -> u32 {
+        match &self.kind {
+            RecordKind::File { data: Some(data), .. } => data.links,
+            _ => 1,
+        }
+    }
+
+    /// Returns the bytes of a regular file that are not holes, and 0 for anything else.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> u64 {
+        match &self.kind {
+            RecordKind::File { data: Some(DataRef { extents: Some(extents), .. }), .. } => {
+                extents.iter().map(|extent| extent.length_bytes).sum()
+            }
+            _ => self.size_bytes(),
         }
     }
 

@@ -222,7 +222,7 @@ fn forged(records: &[Record]) -> Result<Archive, Box<dyn std::error::Error>> {
 }
 
 fn evil_file() -> RecordKind {
-    let data = DataRef { stream_offset: 1536, extents: None };
+    let data = DataRef { stream_offset: 1536, extents: None, links: 1 };
     let content = Some(Digest::of(b"evil"));
     RecordKind::File { size_bytes: 4, content, data: Some(data), link_to: None }
 }
@@ -259,7 +259,7 @@ fn planted_symlink_is_not_written_through() -> Outcome {
 fn declared_size_and_hash_bound_what_is_written() -> Outcome {
     let dir = tempfile::tempdir()?;
     forged(&[record("evil", evil_file())])?.verify()?;
-    let data = |stream_offset| Some(DataRef { stream_offset, extents: None });
+    let data = |stream_offset| Some(DataRef { stream_offset, extents: None, links: 1 });
     let content = Some(Digest::of(b"evil"));
     for (size_bytes, stream_offset) in [(3, 1536), (5, 1536), (4, 1535), (1 << 40, 1536), (4, u64::MAX - 1)] {
         let data = data(stream_offset);

@@ -201,7 +201,7 @@ impl Layer {
 
 impl Stale {
     /// Returns whether the earlier run created what the base has at `path`, and nobody changed it since.
-    pub(super) fn created(&self, path: &RelPath, stat: &BaseStat) -> Result<bool, ArchiveError> {
+    pub(crate) fn created(&self, path: &RelPath, stat: &BaseStat) -> Result<bool, ArchiveError> {
         Ok(self.outputs.selects(path, true)
             && self.claimed.owned(path, stat)?.is_some_and(|owned| owned.before.is_none()))
     }

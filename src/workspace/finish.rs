@@ -60,7 +60,11 @@ impl Workspace {
         }
         // One run ends at a time: what it stores and what it commits must fit together.
         let committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = self.with_befores(&run.asked, run.view.changes()?)?;
+        let mut changes = run.view.changes()?;
+        if run.asked.spec.clean {
+            self.add_hidden(&run, &mut changes)?;
+        }
+        let changed = self.with_befores(&run.asked, changes)?;
         let stored = match self.refusal(&run, outcome) {
             Some(reason) => Err(reason),
             None => self.store_run(&run, ending, &changed, &mut report),
@@ -159,6 +163,32 @@ impl Workspace {
             }
         };
         Ok(same_content && same_listing)
+    }
+
+    /// Adds the removal of earlier outputs that a clean run did not see and did not make again.
+    fn add_hidden(&self, run: &Run, changes: &mut Vec<Change>) -> Result<(), WorkspaceError> {
+        let made: HashSet<_> = changes.iter().map(|change| change.path.clone()).collect();
+        let mut hidden = |path: RelPathBuf| -> Result<(), WorkspaceError> {
+            let seen = self.tree.find(&path, run.view.perspective()).map_err(FsError::from)?;
+            let there = self.tree.find(&path, Perspective::ALL).map_err(FsError::from)?;
+            if !made.contains(&path) && seen.is_none() && there.is_some() {
+                changes.push(Change { path, object: None });
+            }
+            Ok(())
+        };
+        if let Some(claimed) = &run.asked.claimed {
+            for record in claimed.manifest().iter() {
+                hidden(record?.path)?;
+            }
+        }
+        if let Some(layer) = self.tree.layer_of(&run.asked.owner) {
+            for record in layer.records() {
+                hidden(record?.path)?;
+            }
+        }
+        changes.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        changes.dedup_by(|a, b| a.path == b.path);
+        Ok(())
     }
 
     fn with_befores(&self, asked: &Asked, changes: Vec<Change>) -> Result<Vec<Changed>, WorkspaceError> {

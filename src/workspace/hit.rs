@@ -12,8 +12,8 @@ use crate::index::{Entry, IndexError, NewLayer};
 use crate::path::RelPath;
 use crate::report::{Chunk, Difference, HitReport, MissReason, Stage};
 use crate::task::MtimePolicy;
+use crate::tree::Layer;
 use crate::tree::layer::LayerParts;
-use crate::tree::{Layer, Stale};
 
 /// Touched paths that are compared with an entry's outputs one by one; more count as a change.
 const COMPARED_MAX: usize = 10_000;
@@ -143,7 +143,7 @@ impl Workspace {
             other => other?,
         };
         self.index.clear_punches(self.id, asked.owner)?;
-        let stale = asked.claimed.clone().map(|claimed| Stale { claimed, outputs: asked.output.clone() });
+        let stale = asked.earlier().stale;
         let layer = Arc::new(Layer::new(LayerParts {
             owner: asked.owner,
             task_name: asked.spec.name.clone(),

@@ -18,6 +18,8 @@ use crate::path::{RelPath, RelPathBuf};
 use crate::report::{Difference, MissReason};
 use crate::state::{Dependency, FileKind, PathState};
 use crate::task::TaskSpec;
+use crate::tree::Stale;
+use crate::view::Earlier;
 
 /// Entries of a task that a miss is compared with.
 const COMPARED_MAX: usize = 8;
@@ -37,6 +39,14 @@ pub(super) struct Asked {
     pub(super) claimed: Option<Arc<Claimed>>,
     /// States of what explicit input globs match, before the run.
     pub(super) globbed: Vec<(RelPathBuf, PathState)>,
+}
+
+impl Asked {
+    /// Returns the outputs of the task's earlier runs.
+    pub(super) fn earlier(&self) -> Earlier {
+        let stale = self.claimed.clone().map(|claimed| Stale { claimed, outputs: self.output.clone() });
+        Earlier { owner: self.owner, stale }
+    }
 }
 
 /// A matching entry.
@@ -127,7 +137,9 @@ impl Workspace {
                 inputs = (set.len() + then.globbed.len()) as u64;
                 let now = states.of_set(&set, &asked.globbed)?;
                 for (((path, _), then), now) in set.iter().zip(&then.recorded).zip(&now.recorded) {
-                    differences.extend(input_differences(path, then, now));
+                    for difference in input_differences(path, then, now) {
+                        differences.extend(states.logical.named(difference)?);
+                    }
                 }
                 // Explicit globs are comparable only where they are the same.
                 if facets.same_input(&asked.facets) {

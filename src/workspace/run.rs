@@ -103,7 +103,7 @@ impl Workspace {
             tree: Arc::clone(&self.tree),
             store: Arc::clone(&self.store),
             staging,
-            without: asked.spec.clean.then_some(asked.owner),
+            without: asked.spec.clean.then(|| asked.earlier()),
             passthrough: self.passthrough,
         }));
         let started = lock(&self.commits).next;

@@ -20,7 +20,7 @@ const EXTENTS_MAX: usize = 4096;
 /// Appends a whole entry to `raw` and its record to `piece`.
 pub(super) fn pack_small(entry: Planned, raw: &mut Vec<u8>, piece: &mut Piece) -> Result<(), PackError> {
     let kind = match &entry.what {
-        What::File { source, linked } => {
+        What::File { source, names } => {
             let open = OpenSource::open(&entry.path, &**source)?;
             raw.extend_from_slice(&tar_entry::encode(&entry.path, &entry.meta, &open.body()));
             let data_start = raw.len();
@@ -28,7 +28,7 @@ pub(super) fn pack_small(entry: Planned, raw: &mut Vec<u8>, piece: &mut Piece) -
             raw.extend_from_slice(tar_entry::padding(open.stored_bytes()));
             piece.files += 1;
             piece.bytes += open.stored_bytes();
-            piece.linked.extend(linked.then(|| entry.path.clone()));
+            piece.linked.extend((*names > 1).then(|| entry.path.clone()));
             piece.records.push(open.record(&entry, data_start as u64, content));
             return Ok(());
         }
@@ -162,7 +162,11 @@ impl<'a> OpenSource<'a> {
     }
 
     pub(super) fn record(&self, entry: &Planned, data_start: u64, content: Digest) -> Record {
-        let data = DataRef { stream_offset: data_start, extents: self.extents.clone() };
+        let links = match entry.what {
+            What::File { names, .. } => names,
+            _ => 1,
+        };
+        let data = DataRef { stream_offset: data_start, extents: self.extents.clone(), links };
         let size_bytes = self.size_bytes;
         let kind = RecordKind::File { size_bytes, content: Some(content), data: Some(data), link_to: None };
         record(entry, kind)
