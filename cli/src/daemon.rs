@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use vout::limits::Limits;
 use vout::proto::{Event, PROTOCOL_VERSION, Request};
 use vout::report::Progress;
 use vout::wire;
@@ -216,6 +217,7 @@ fn start(place: &Place) -> Result<(), CommandError> {
         .args([OsString::from("--store"), place.store.clone().into()])
         .args([OsString::from("--socket"), place.runtime.socket().into()])
         .args([OsString::from("--log"), log_path.into()])
+        .args(limit_arguments(&place.limits))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -227,6 +229,21 @@ fn start(place: &Place) -> Result<(), CommandError> {
     let mut error = CommandError::internal(format_args!("{PROGRAM} did not start ({status})"));
     error.causes.extend(if said.is_empty() { log_tail(&mut log, log_start) } else { said });
     Err(error.hint(format!("its log is {}", log_path.display())))
+}
+
+fn limit_arguments(limits: &Limits) -> [String; 8] {
+    // By name, so that a new limit is not forgotten here.
+    let Limits { bytes_max, age_max_secs, entries_per_task_max, blob_bytes_max } = limits;
+    [
+        "--archive-bytes-max".to_owned(),
+        bytes_max.to_string(),
+        "--hydrated-bytes-max".to_owned(),
+        blob_bytes_max.to_string(),
+        "--age-max-secs".to_owned(),
+        age_max_secs.to_string(),
+        "--entries-per-task-max".to_owned(),
+        entries_per_task_max.to_string(),
+    ]
 }
 
 /// Returns `None` once the daemon can be connected to, or else the lines in which it said why not.

@@ -8,6 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::OFlags;
+use vout::config::CacheConfig;
+use vout::limits::Limits;
 use vout::mountinfo::{self, FS_TYPE};
 use vout::path::{RelPath, RelPathBuf};
 use vout::runtime::RuntimePaths;
@@ -49,6 +51,8 @@ pub(crate) struct Place {
     pub(crate) root: PathBuf,
     /// Its store, absolute.
     pub(crate) store: PathBuf,
+    /// How much the store may hold; the daemon is told when it is started.
+    pub(crate) limits: Limits,
     /// Files of its daemon.
     pub(crate) runtime: RuntimePaths,
 }
@@ -56,11 +60,11 @@ pub(crate) struct Place {
 impl Place {
     /// Finds the workspace at `explicit`, or else around the current directory, and its store.
     ///
-    /// `configured_store` reads the store from the workspace's configuration.
+    /// `configured` reads the `[cache]` table of the workspace's configuration.
     pub(crate) fn find(
         surroundings: &Surroundings,
         explicit: Option<&Path>,
-        configured_store: impl FnOnce(&Path) -> Result<Option<PathBuf>, CommandError>,
+        configured: impl FnOnce(&Path) -> Result<CacheConfig, CommandError>,
     ) -> Result<Self, CommandError> {
         revive(&surroundings.cwd.join(explicit.unwrap_or(Path::new(""))))?;
         let root = match explicit {
@@ -73,15 +77,16 @@ impl Place {
             return Err(CommandError::user(format_args!("workspace path {root:?} is not UTF-8"))
                 .hint("rename the directory, or mount it elsewhere with `mount --bind`"));
         }
+        let cache = configured(&root)?;
         let store = match surroundings.var("VOUT_STORE") {
             Some(store) => surroundings.cwd.join(store),
-            None => configured_store(&root)?.map_or_else(|| root.join(STORE_DIR), |store| root.join(store)),
+            None => root.join(cache.store.as_deref().unwrap_or(Path::new(STORE_DIR))),
         };
         let store = resolve_store(&store);
         let directory = runtime_dir(surroundings)?;
         let runtime = RuntimePaths::new(&directory, &root, &store)
             .map_err(|error| CommandError::user("no room for the daemon's socket").caused_by(&error))?;
-        Ok(Self { root, store, runtime })
+        Ok(Self { root, store, limits: Limits::from(&cache), runtime })
     }
 
     /// Returns the absolute path of a directory of the workspace.
@@ -247,10 +252,11 @@ mod tests {
         let root = resolve(dir.path())?;
         let mut around = surroundings(&root, &root);
         fs::write(root.join("vout.toml"), "")?;
-        assert_eq!(Place::find(&around, None, |_| Ok(None))?.store, root.join(".vout"));
-        assert_eq!(Place::find(&around, None, |_| Ok(Some("s".into())))?.store, root.join("s"));
+        let cache = CacheConfig { store: Some("s".into()), ..CacheConfig::default() };
+        assert_eq!(Place::find(&around, None, |_| Ok(CacheConfig::default()))?.store, root.join(".vout"));
+        assert_eq!(Place::find(&around, None, |_| Ok(cache.clone()))?.store, root.join("s"));
         around.env.push(("VOUT_STORE".into(), "/elsewhere".into()));
-        assert_eq!(Place::find(&around, None, |_| Ok(Some("s".into())))?.store, Path::new("/elsewhere"));
+        assert_eq!(Place::find(&around, None, |_| Ok(cache))?.store, Path::new("/elsewhere"));
         Ok(())
     }
 
@@ -260,7 +266,12 @@ mod tests {
         let root = resolve(dir.path())?;
         fs::create_dir(root.join("real"))?;
         symlink("real", root.join("link"))?;
-        let place = Place::find(&surroundings(&root, &root), Some(Path::new("link")), |_| Ok(None))?;
+        let place =
+            Place::find(
+                &surroundings(&root, &root),
+                Some(Path::new("link")),
+                |_| Ok(CacheConfig::default()),
+            )?;
         assert_eq!(place.root, root.join("real"));
         assert_eq!(place.relative(&root, Path::new("link"))?.to_string(), ".");
         assert!(place.relative(&root, Path::new("/")).is_err());

@@ -23,7 +23,6 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
-use vout::limits::Limits;
 use vout::runtime::lock_of;
 use vout::workspace::{OpenOptions, Workspace, WorkspaceError};
 
@@ -167,7 +166,7 @@ fn open_server(options: &Options, activity: &Arc<Activity>) -> Result<Server, St
         root: root.clone(),
         root_dir,
         store: options.store.clone(),
-        limits: Limits::default(),
+        limits: options.limits.clone(),
         passthrough,
     })?;
     let options = ServerOptions {

@@ -62,6 +62,19 @@ fn the_cache_can_be_looked_at() -> TestResult {
     Ok(())
 }
 
+#[test]
+fn limits_of_the_configuration_hold() -> TestResult {
+    let ws = workspace(Mode::Unmounted)?
+        .config("[tasks.build]\ncommand = \"sh build.sh\"\n[cache]\nentries_per_task_max = 2\n")?;
+    for i in 0..5 {
+        ws.file("in", format!("{i}\n"))?;
+        ws.run(["build"])?.stored_miss();
+    }
+    assert_eq!(ws.status()?["entries"], 2);
+    assert_eq!(ws.archives()?.len(), 2);
+    Ok(())
+}
+
 /// What a crash between storing an entry and removing the superseded archive leaves: a file nobody refers to.
 #[test]
 fn orphans_of_a_crash_are_swept_at_the_next_start() -> TestResult {
