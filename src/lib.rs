@@ -101,6 +101,7 @@ pub mod limits;
 pub mod live;
 pub mod logical;
 pub mod materialise;
+pub mod mountinfo;
 pub mod open_file;
 pub mod path;
 pub mod proto;

@@ -10,7 +10,7 @@
 //! | [`session`] | serves one kernel connection with one thread: a view's, or the live mount's |
 //! | [`adapter`] | converts kernel requests to calls of [`vout::fs::Filesystem`] and back |
 //! | [`terminal`] | takes the terminal output of a task, which is written to files of its view |
-//! | `live`, `mountinfo`, `holders` | mounts, unmounts, and finds who is in the way |
+//! | `live`, `holders` | mounts, unmounts, and finds who is in the way |
 //! | `invalidate` | tells the kernel that its caches are out of date |
 //!
 //! It never opens a path through its own mount and never starts a task. `vout` starts it; its program is in
@@ -23,7 +23,6 @@ mod holders;
 pub mod invalidate;
 pub mod lifecycle;
 pub mod live;
-mod mountinfo;
 mod server;
 pub mod session;
 pub mod terminal;

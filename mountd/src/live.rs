@@ -14,12 +14,12 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use thiserror::Error;
+use vout::mountinfo::{FS_TYPE, is_dead, mount_at};
 use vout::wire::{self, WireError};
 
 use crate::adapter::Adapter;
 use crate::holders::holders;
 use crate::invalidate::KernelInvalidator;
-use crate::mountinfo::{FS_TYPE, mount_at};
 use crate::session::{ServeError, Session, SessionEnd};
 
 /// Set-user-id helper that mounts for those who may not; by its path, as `PATH` is the user's.
@@ -172,20 +172,28 @@ impl LiveMount {
 /// Where it cannot be told, or not unmounted.
 pub fn clear_dead(path: &Path) -> io::Result<bool> {
     let mut cleared = false;
-    while is_dead_mount(path)? {
+    while let Some(root) = dead_mount(path)? {
         tracing::info!(?path, "unmounting what a dead daemon left");
-        unmount(path, true).map_err(io::Error::other)?;
+        // By its descriptor: by its name it might be a mount that somebody has put there meanwhile.
+        match rustix::mount::unmount(format!("/proc/self/fd/{}", root.as_raw_fd()), UnmountFlags::DETACH) {
+            Ok(()) => {}
+            // Somebody else was faster.
+            Err(Errno::INVAL) => {}
+            Err(Errno::PERM) => unmount_with_helper(path, true).map_err(io::Error::other)?,
+            Err(errno) => return Err(errno.into()),
+        }
         cleared = true;
     }
     Ok(cleared)
 }
 
-/// Returns whether the topmost mount at `path` is one of ours that nobody serves.
-fn is_dead_mount(path: &Path) -> io::Result<bool> {
-    let ours = mount_at(path)?.is_some_and(|mount| mount.fs_type == FS_TYPE);
-    // Unlike attributes, these numbers are never cached: the kernel has to ask.
-    let dead = |errno: Errno| errno == Errno::NOTCONN || errno == Errno::CONNABORTED;
-    Ok(ours && rustix::fs::statfs(path).is_err_and(dead))
+/// Opens the topmost mount at `path` if it is one of ours that nobody serves.
+fn dead_mount(path: &Path) -> io::Result<Option<OwnedFd>> {
+    if mount_at(path)?.is_none_or(|mount| mount.fs_type != FS_TYPE) {
+        return Ok(None);
+    }
+    let root = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(is_dead(&root).then_some(root))
 }
 
 fn mount_directly(at: &Path) -> io::Result<OwnedFd> {

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
+use vout::mountinfo::{FS_TYPE, mounts};
 use vout::proto::{Event, Failure, FailureKind};
 use vout::workspace::Materialised;
 
@@ -14,7 +15,6 @@ use super::failure::{failure, internal, user_failure};
 use crate::adapter::{Adapter, AdapterOptions};
 use crate::invalidate::KernelInvalidator;
 use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, clear_dead};
-use crate::mountinfo::{FS_TYPE, mounts};
 use crate::session::SessionEnd;
 
 impl Server {
@@ -59,23 +59,20 @@ impl Server {
 
     pub(super) fn unmount(&self, connection: &Connection, discard: bool) -> Result<Event, Failure> {
         let _mounting = self.mounting();
+        let end_layers = || {
+            let progress = |progress| connection.progress(progress);
+            self.workspace.unmount_live(discard, &progress).map_err(|error| internal(&error))
+        };
         let Some(live) = self.live().clone() else {
-            let root = &self.options.root;
-            return match clear_dead(root) {
-                Ok(true) => Ok(unmounted(Materialised::default())),
-                Ok(false) => Err(user_failure(format!("{root:?} is not mounted"), &[])),
-                Err(error) => Err(internal(&error)),
-            };
+            // What a killed daemon left: its mount, and layers that nobody serves.
+            clear_dead(&self.options.root).map_err(|error| internal(&error))?;
+            return Ok(unmounted(end_layers()?));
         };
         let holders = live.holders();
         if !holders.is_empty() {
             // Known before the work is done, not after.
             return Ok(Event::Busy { holders });
         }
-        let end_layers = || {
-            let progress = |progress| connection.progress(progress);
-            self.workspace.unmount_live(discard, &progress).map_err(|error| internal(&error))
-        };
         // What is still virtual is written while the mount serves it; what is given up is given up only
         // once nobody can ask for it.
         let written = if discard { None } else { Some(end_layers()?) };
