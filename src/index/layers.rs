@@ -60,7 +60,7 @@ impl Index {
     }
 
     /// Puts a layer on top in place of the owner's previous one, and returns it with the archives that nothing
-    /// refers to any more. Its punches stay if the entry is the same.
+    /// refers to any more. A layer that is put on top has no punches.
     ///
     /// # Errors
     /// [`IndexError::ArchiveGone`] where no entry and no layer refers to the archive: another process removed
@@ -76,15 +76,11 @@ impl Index {
                 "SELECT archive FROM layers WHERE workspace = ?1 AND owner = ?2",
                 params![workspace, owner],
             )?;
-            db.prepare_cached(
-                "DELETE FROM punches WHERE workspace = ?1 AND owner = ?2 AND NOT EXISTS
-                     (SELECT 1 FROM layers WHERE workspace = ?1 AND owner = ?2 AND entry = ?3)",
-            )?
-            .execute(params![workspace, owner, Column(layer.entry)])?;
+            db.prepare_cached("DELETE FROM punches WHERE workspace = ?1 AND owner = ?2")?
+                .execute(params![workspace, owner])?;
             let seq = db
                 .prepare_cached("SELECT coalesce(max(seq), 0) + 1 FROM layers WHERE workspace = ?1")?
                 .query_row([workspace], |row| row.get(0))?;
-            // Not `OR REPLACE`: that deletes the row, and its punches with it.
             db.prepare_cached(
                 "INSERT INTO layers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
                  ON CONFLICT (workspace, owner) DO UPDATE SET task_name = excluded.task_name,
@@ -174,18 +170,6 @@ impl Index {
                 }
             }
             Ok(attached)
-        })
-    }
-
-    /// Removes the punches of a layer.
-    ///
-    /// # Errors
-    /// [`IndexError`].
-    pub fn clear_punches(&self, workspace: WorkspaceId, owner: TaskId) -> Result<(), IndexError> {
-        self.write(|db| {
-            db.prepare_cached("DELETE FROM punches WHERE workspace = ?1 AND owner = ?2")?
-                .execute(params![workspace, owner])?;
-            Ok(())
         })
     }
 }

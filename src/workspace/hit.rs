@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::lookup::{Asked, Match};
 use super::restore::Target;
-use super::{ProgressSink, Workspace, WorkspaceError, chain, lock, now_secs};
+use super::{ProgressSink, Workspace, WorkspaceError, chain, forgo, lock, now_secs};
 use crate::archive::{Archive, ArchiveError, RecordKind};
 use crate::fs::{FsError, Timestamp};
 use crate::index::{Entry, IndexError, NewLayer};
@@ -36,14 +36,17 @@ impl Workspace {
             return Ok(Err(bad_archive("another process removed it".into())));
         };
         let Ok(terminal) = postcard::from_bytes::<Vec<Chunk>>(&terminal) else {
-            self.drop_entry(entry.id)?;
+            self.drop_entry(entry.id);
             return Ok(Err(bad_archive("the recorded terminal output is damaged".into())));
         };
         if let Some(path) = self.unrestorable(asked, found)? {
             return Ok(Err(MissReason::Changed(vec![Difference::Modified(path)])));
         }
-        let committing = lock(&self.committing);
+        let committing = self.committing()?;
         let mounted = lock(&self.mounted).is_some();
+        if mounted && self.has_unfinished() {
+            return Ok(Err(MissReason::Storage("the index cannot be written".into())));
+        }
         let placed = match &found.archive {
             None => self.place_nothing(asked),
             Some(archive) if mounted => self.place_layer(asked, entry, archive),
@@ -53,13 +56,13 @@ impl Workspace {
         let in_place = match placed {
             Ok(in_place) => in_place,
             Err(error) if is_bad_archive(&error) => {
-                self.drop_entry(entry.id)?;
+                self.drop_entry(entry.id);
                 return Ok(Err(bad_archive(chain(&error))));
             }
             Err(error) => return Err(error),
         };
         self.note_in_place(asked.owner, Some(entry.id));
-        self.index.touch(entry.id, now_secs())?;
+        forgo("note the use of an entry", self.index.touch(entry.id, now_secs()));
         let report = HitReport {
             entry: entry.id,
             archive: entry.archive.map(|id| self.store.archive_path(id)),
@@ -109,7 +112,7 @@ impl Workspace {
     fn place_nothing(&self, asked: &Asked) -> Result<bool, WorkspaceError> {
         let freed = self.index.remove_layer(self.id, asked.owner)?;
         if let Some(layer) = self.tree.detach(&asked.owner) {
-            self.remove_archives(&freed)?;
+            self.remove_archives(&freed);
             self.invalidate_layers(&[&layer]);
             return Ok(false);
         }
@@ -142,7 +145,6 @@ impl Workspace {
             }
             other => other?,
         };
-        self.index.clear_punches(self.id, asked.owner)?;
         let stale = asked.claimed.clone().map(|claimed| Stale { claimed, outputs: asked.output.clone() });
         let layer = Arc::new(Layer::new(LayerParts {
             owner: asked.owner,
@@ -155,7 +157,7 @@ impl Workspace {
             punched: BTreeMap::new(),
         }));
         let old = self.tree.attach(Arc::clone(&layer));
-        self.remove_archives(&freed)?;
+        self.remove_archives(&freed);
         match &old {
             Some(old) => self.invalidate_layers(&[&layer, old]),
             None => self.invalidate_layers(&[&layer]),

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use uuid::Uuid;
 
 use super::lookup::{Asked, Lookup};
-use super::{Begun, Committed, InPlace, ProgressSink, Workspace, WorkspaceError, lock};
+use super::{Begun, Committed, InPlace, ProgressSink, Workspace, WorkspaceError, chain, lock};
 use crate::fs::Filesystem;
 use crate::index::TaskId;
 use crate::path::RelPathBuf;
@@ -48,6 +48,9 @@ impl Workspace {
         cache: CacheMode,
         progress: ProgressSink<'_>,
     ) -> Result<Begun, WorkspaceError> {
+        if self.has_unfinished() {
+            drop(self.committing()?);
+        }
         self.settle_layers(progress)?;
         let stores = spec.cache && cache != CacheMode::Off;
         let owner = crate::fingerprint::task_id(&spec);
@@ -73,32 +76,35 @@ impl Workspace {
             (false, _) | (true, CacheMode::Off) => MissReason::NotCached,
             (true, CacheMode::Refresh) => {
                 let forced = Lookup::Miss { reason: MissReason::Forced, closest: None, inputs: 0 };
-                self.note_lookup(&asked, &forced)?;
+                self.note_lookup(&asked, &forced);
                 MissReason::Forced
             }
             (true, CacheMode::ReadWrite) => {
                 let lookup = self.lookup(&asked)?;
-                self.note_lookup(&asked, &lookup)?;
+                self.note_lookup(&asked, &lookup);
                 match lookup {
                     Lookup::Miss { reason, .. } => reason,
-                    Lookup::Hit(found) => match self.apply_hit(&asked, &found, progress)? {
-                        Ok((report, terminal)) => {
-                            self.save_hashes()?;
+                    Lookup::Hit(found) => match self.apply_hit(&asked, &found, progress) {
+                        Ok(Ok((report, terminal))) => {
+                            self.save_hashes();
                             return Ok(Begun::Hit { report, terminal });
                         }
-                        Err(reason) => reason,
+                        Ok(Err(reason)) => reason,
+                        // The index is written before anything else is changed.
+                        Err(error) if error.is_of_cache() => MissReason::Storage(chain(&error)),
+                        Err(error) => return Err(error),
                     },
                 }
             }
         };
-        self.save_hashes()?;
+        self.save_hashes();
         let run = self.open_run(asked, stores)?;
         Ok(Begun::Miss { run, reason })
     }
 
     fn open_run(&self, asked: Asked, stores: bool) -> Result<Run, WorkspaceError> {
         let id = Uuid::new_v4();
-        let staging = Arc::new(self.store.staging(id)?);
+        let staging = Arc::new(self.store.work().staging(id)?);
         let view = Arc::new(View::new(ViewOptions {
             tree: Arc::clone(&self.tree),
             store: Arc::clone(&self.store),
@@ -117,12 +123,17 @@ impl Workspace {
 
     /// Drops what a run no longer needs.
     pub(super) fn end(&self, run: &Run) {
+        self.release(run);
+        // Processes that outlived the task keep their open files; new ones they make go nowhere.
+        if let Err(error) = self.store.work().remove_staging(run.id) {
+            tracing::warn!(%error, "a staging directory is left for the next start to sweep");
+        }
+    }
+
+    /// Lets the run's task be looked up again.
+    pub(super) fn release(&self, run: &Run) {
         if run.stores {
             self.end_turn(run.asked.owner);
-        }
-        // Processes that outlived the task keep their open files; new ones they make go nowhere.
-        if let Err(error) = self.store.remove_staging(run.id) {
-            tracing::warn!(%error, "a staging directory is left for the next start to sweep");
         }
     }
 
@@ -165,6 +176,11 @@ impl Workspace {
     pub(super) fn note_in_place(&self, owner: TaskId, entry: Option<Uuid>) {
         let since = self.touched.now();
         lock(&self.in_place).insert(owner, InPlace { entry, since });
+    }
+
+    /// Notes that it is not known any more whether a task's outputs are in place.
+    pub(super) fn forget_in_place(&self, owner: &TaskId) {
+        lock(&self.in_place).remove(owner);
     }
 
     /// Returns what others touched since the task's outputs were in place, where every way to touch them
