@@ -5,6 +5,9 @@
 //! crash the journal is applied again from the start: before the journal is published the old tree stands,
 //! afterwards the new one will.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -202,11 +205,21 @@ impl Journal {
     /// # Errors
     /// [`CommitError`] at the first step that fails; the ones before it stay.
     pub fn apply(&self, base: &Base, staging: &OwnedFd) -> Result<(), CommitError> {
-        for step in &self.steps {
+        self.apply_first(2 * self.steps.len(), base, staging)
+    }
+
+    /// Stops after so many moves: a step at a time, then the attributes of a directory at a time.
+    pub(crate) fn apply_first(
+        &self,
+        moves: usize,
+        base: &Base,
+        staging: &OwnedFd,
+    ) -> Result<(), CommitError> {
+        for step in self.steps.iter().take(moves) {
             step.apply(base, staging).map_err(at(step.path()))?;
         }
         // Filling a directory changes its time, and may need permissions that it does not keep.
-        for step in self.steps.iter().rev() {
+        for step in self.steps.iter().rev().take(moves.saturating_sub(self.steps.len())) {
             step.settle_dir(base).map_err(at(step.path()))?;
         }
         Ok(())

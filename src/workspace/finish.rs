@@ -283,7 +283,7 @@ impl Workspace {
     }
 
     /// Makes a blob of content of the lower side that was moved, and returns its number.
-    fn stage(&self, view: &View, lower: &RelPath) -> Result<u64, WorkspaceError> {
+    pub(super) fn stage(&self, view: &View, lower: &RelPath) -> Result<u64, WorkspaceError> {
         let blob = view.next_blob();
         let name = blob_name(blob);
         match self.tree.find(lower, view.perspective()).map_err(FsError::from)? {
