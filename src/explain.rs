@@ -34,6 +34,7 @@ pub fn miss_details(reason: &MissReason) -> Vec<String> {
             let archive = quote(archive.as_os_str().as_encoded_bytes());
             vec![format!("archive {archive} cannot be used: {}", plain(problem))]
         }
+        MissReason::Storage(problem) => vec![format!("the cache cannot be used: {}", plain(problem))],
     }
 }
 

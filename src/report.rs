@@ -85,6 +85,8 @@ pub enum MissReason {
         /// What is wrong with it.
         problem: String,
     },
+    /// The store or the index cannot be used.
+    Storage(String),
 }
 
 /// Why the result of a run was not stored.

@@ -61,7 +61,7 @@ impl Workspace {
         while self.index.tidy()? > 0 {}
         let pinned = HashSet::<Uuid>::new();
         let removed = self.index.evict(&self.limits, now_secs(), &pinned)?;
-        self.remove_archives(&removed.archives)?;
+        self.remove_archives(&removed.archives);
         Ok(())
     }
 
@@ -121,7 +121,7 @@ impl Workspace {
     pub fn clean(&self, task: Option<&str>) -> Result<(u64, u64), WorkspaceError> {
         let filter = task.map_or(EntryFilter::All, |task| EntryFilter::TaskName(task.to_owned()));
         let removed = self.index.remove_entries(&filter)?;
-        self.remove_archives(&removed.archives)?;
+        self.remove_archives(&removed.archives);
         let mut bytes = removed.bytes;
         if task.is_none() {
             bytes += self.store.trim_blobs(0)?.bytes;

@@ -1,23 +1,25 @@
 //! Ending a run: splitting inputs and outputs, packing and storing the entry, committing the writes.
 
 use std::collections::{BTreeMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::PoisonError;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use uuid::Uuid;
 
 use super::lookup::{Asked, StoredInputs, filtered};
 use super::outputs::{self, PackedArchive};
-use super::{ProgressSink, Run, Workspace, WorkspaceError, chain, now_secs};
+use super::restore::at;
+use super::unfinished::Unfinished;
+use super::{ProgressSink, Run, Workspace, WorkspaceError, chain, forgo, now_secs};
 use crate::archive::RecordKind;
 use crate::archive::restore::restore_object;
-use crate::claim::{absent_record, decode_before, encode_before};
+use crate::claim::{absent_record, encode_before};
 use crate::commit::{Journal, LayerPunch, plan};
 use crate::copy::copy_file;
 use crate::fingerprint::{InputStates, PathSet, encode, path_set_digest, strong_key};
 use crate::fs::{FsError, Timestamp};
-use crate::index::{Claim, NewEntry, Punch};
+use crate::index::{Claim, NewEntry};
 use crate::path::{RelPath, RelPathBuf};
 use crate::proto::Outcome;
 use crate::recording::{ContentSeen, Observed};
@@ -64,34 +66,51 @@ impl Workspace {
             self.abandon(run);
             return Ok(report);
         }
+        let finished = self.store_and_commit(&mut run, ending, &mut report);
+        if self.is_unfinished(run.id) {
+            // What is not in the base yet is still where the run wrote it.
+            self.release(&run);
+        } else {
+            self.end(&run);
+        }
+        finished.map(|()| report)
+    }
+
+    fn store_and_commit(
+        &self,
+        run: &mut Run,
+        ending: &Ending<'_>,
+        report: &mut FinishReport,
+    ) -> Result<(), WorkspaceError> {
         let seen = self.commit_number();
-        let mut changed = self.changed(&run)?;
-        let prepared = match self.refusal(&run, ending) {
+        let mut changed = self.changed(run)?;
+        let prepared = match self.refusal(run, ending) {
             Some(reason) => Err(reason),
-            None => self.prepare(&run, &changed, ending.progress),
+            None => self.prepare(run, &changed, ending.progress),
         };
         // One run is stored and committed at a time: both must fit together, and to what is there.
-        let committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        let committing = self.committing()?;
         if self.commit_number() != seen {
-            run.asked.claim = self.index.claim(self.id, run.asked.owner)?;
-            run.asked.claimed = self.open_claim(run.asked.claim.as_ref());
-            changed = self.changed(&run)?;
+            if let Some(claim) = forgo("read a claim", self.index.claim(self.id, run.asked.owner)) {
+                run.asked.claimed = self.open_claim(claim.as_ref());
+                run.asked.claim = claim;
+            }
+            changed = self.changed(run)?;
         }
-        let stored = match (prepared, self.late_refusal(&run)) {
-            (Err(reason), _) | (Ok(_), Some(reason)) => Err(reason),
-            (Ok(prepared), None) => self.store_run(&run, ending, prepared, &mut report),
-        };
+        let stored = prepared.and_then(|prepared| match self.late_refusal(run) {
+            Some(reason) => Err(reason),
+            None => self.store_run(run, ending, prepared, report),
+        });
         match stored {
             Ok(entry) => report.entry = Some(entry),
             Err(reason) => report.not_stored = Some(reason),
         }
-        self.commit(&run, &changed, report.entry)?;
+        self.commit(run, &changed, report.entry)?;
         drop(committing);
         report.committed = true;
-        self.note_end(&run, &report)?;
-        self.save_hashes()?;
-        self.end(&run);
-        Ok(report)
+        forgo("note the end of a run", self.note_end(run, report));
+        self.save_hashes();
+        Ok(())
     }
 
     /// Returns the run's changes with the states before them.
@@ -111,6 +130,8 @@ impl Workspace {
             Some(NotStored::Disabled)
         } else if outcome.exit_code != 0 {
             Some(NotStored::Failed)
+        } else if let Some(fault) = &self.fault {
+            Some(NotStored::Storage(fault.clone()))
         } else if !outcome.outlived.is_empty() {
             Some(NotStored::Outlived(outcome.outlived.clone()))
         } else if terminal_bytes > TERMINAL_BYTES_MAX {
@@ -280,8 +301,15 @@ impl Workspace {
             finished: Timestamp::from(std::time::SystemTime::now()),
             terminal: encode(&ending.terminal),
         };
-        let superseded = self.index.store(&entry, &self.limits, now_secs()).map_err(storage)?;
-        self.remove_archives(&superseded).map_err(storage)?;
+        match self.index.store(&entry, &self.limits, now_secs()) {
+            Ok(superseded) => self.remove_archives(&superseded),
+            Err(error) => {
+                // Nothing refers to it, and it may be what fills the store.
+                self.remove_archives(archive.as_slice());
+                report.archive = None;
+                return Err(storage(error));
+            }
+        }
         Ok(entry.id)
     }
 
@@ -299,50 +327,37 @@ impl Workspace {
         Ok((set, InputStates { recorded, globbed: asked.globbed.clone() }))
     }
 
-    /// Applies the task's writes to the base, takes them out of layers, and records the claim.
+    /// Applies the task's writes to the base, takes them out of layers, and records the claim. A claim
+    /// that cannot be recorded is only the cache's loss.
     fn commit(&self, run: &Run, changed: &[Changed], entry: Option<Uuid>) -> Result<(), WorkspaceError> {
         let asked = &run.asked;
         let changes: Vec<_> = changed.iter().map(|changed| changed.change.clone()).collect();
+        let mut claimed = Some(());
         if !changes.is_empty() {
             let steps = plan(&changes, |lower| self.stage(&run.view, lower))?;
             let punches = self.punches_for(asked, changed)?;
             let journal = Journal { workspace: *self.id.0.as_bytes(), steps, punches };
-            let temp = self.store.create_temp()?;
-            journal.write(temp.file())?;
-            temp.publish_journal(run.id)?;
+            let (area, staging) = (Arc::clone(self.store.work()), Arc::clone(run.view.staging()));
+            let commit = Unfinished { area, id: run.id, journal, staging };
+            commit.publish()?;
             // Before anything is written: after a crash the files must be known to be the task's own.
-            self.set_claim_of_run(run, &journal, changed, entry)?;
-            self.apply(&journal, run.view.staging())?;
-            self.store.remove_journal(run.id)?;
+            claimed = forgo("record the claim", self.set_claim_of_run(run, &commit.journal, changed, entry));
+            self.carry_out(commit)?;
         } else if let (Some(claim), Some(_)) = (&asked.claim, entry) {
-            self.index.set_claim(&Claim { entry, shift_ns: 0, ..claim.clone() })?;
+            let claim = Claim { entry, shift_ns: 0, ..claim.clone() };
+            claimed = forgo("record the claim", self.index.set_claim(&claim)).map(drop);
         }
         self.note_commit(asked, changes.into_iter().map(|change| change.path).collect());
-        self.note_in_place(asked.owner, entry);
-        Ok(())
-    }
-
-    /// Applies a journal; also used to finish a commit that was cut off.
-    pub(super) fn apply(&self, journal: &Journal, staging: &OwnedFd) -> Result<(), WorkspaceError> {
-        journal.apply(self.tree.base(), staging)?;
-        let mut by_owner: BTreeMap<_, Vec<Punch>> = BTreeMap::new();
-        for punch in &journal.punches {
-            let row = Punch { path: punch.path.clone(), before: punch.before.clone() };
-            by_owner.entry(punch.owner()).or_default().push(row);
-        }
-        for (owner, punches) in by_owner {
-            self.index.add_punches(self.id, owner, &punches)?;
-            if let Some(layer) = self.tree.layer_of(&owner) {
-                for punch in punches {
-                    layer.punch(&punch.path, punch.before.as_deref().and_then(decode_before));
-                }
-            }
+        match claimed {
+            Some(()) => self.note_in_place(asked.owner, entry),
+            // Without a claim the outputs are nobody's, as if a user had made them: a miss, later.
+            None => self.forget_in_place(&asked.owner),
         }
         Ok(())
     }
 
     /// Makes a blob of content of the lower side that was moved, and returns its number.
-    fn stage(&self, view: &View, lower: &RelPath) -> Result<u64, WorkspaceError> {
+    pub(super) fn stage(&self, view: &View, lower: &RelPath) -> Result<u64, WorkspaceError> {
         let blob = view.next_blob();
         let name = blob_name(blob);
         match self.tree.find(lower, view.perspective()).map_err(FsError::from)? {
@@ -350,7 +365,7 @@ impl Workspace {
                 let from = self.tree.base().open_parent(lower).map_err(FsError::from)?;
                 let none = rustix::fs::AtFlags::empty();
                 if rustix::fs::linkat(&from.0, from.1, view.staging(), &name, none).is_err() {
-                    copy_file((&from.0, from.1), (view.staging(), &name)).map_err(FsError::from)?;
+                    copy_file((&from.0, from.1), (view.staging(), &name)).map_err(at(lower))?;
                 }
             }
             Some(Found::Virtual(layer, record)) => {

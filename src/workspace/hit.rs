@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::lookup::{Asked, Match};
 use super::restore::Target;
-use super::{ProgressSink, Workspace, WorkspaceError, chain, lock, now_secs};
+use super::{ProgressSink, Workspace, WorkspaceError, chain, forgo, lock, now_secs};
 use crate::archive::{Archive, ArchiveError, RecordKind};
 use crate::fs::{FsError, Timestamp};
 use crate::index::{Entry, IndexError, NewLayer};
@@ -36,13 +36,16 @@ impl Workspace {
             return Ok(Err(bad_archive("another process removed it".into())));
         };
         let Ok(terminal) = postcard::from_bytes::<Vec<Chunk>>(&terminal) else {
-            self.drop_entry(entry.id)?;
+            self.drop_entry(entry.id);
             return Ok(Err(bad_archive("the recorded terminal output is damaged".into())));
         };
         if let Some(path) = self.unrestorable(asked, found)? {
             return Ok(Err(MissReason::Changed(vec![Difference::Modified(path)])));
         }
         let mounted = lock(&self.mounted).is_some();
+        if mounted && self.has_unfinished() {
+            return Ok(Err(MissReason::Storage("the index cannot be written".into())));
+        }
         let placed = match &found.archive {
             None => self.place_nothing(asked),
             Some(archive) if mounted => self.place_layer(asked, entry, archive),
@@ -51,13 +54,13 @@ impl Workspace {
         let in_place = match placed {
             Ok(in_place) => in_place,
             Err(error) if is_bad_archive(&error) => {
-                self.drop_entry(entry.id)?;
+                self.drop_entry(entry.id);
                 return Ok(Err(bad_archive(chain(&error))));
             }
             Err(error) => return Err(error),
         };
         self.note_in_place(asked.owner, Some(entry.id));
-        self.index.touch(entry.id, now_secs())?;
+        forgo("note the use of an entry", self.index.touch(entry.id, now_secs()));
         let report = HitReport {
             entry: entry.id,
             archive: entry.archive.map(|id| self.store.archive_path(id)),
@@ -116,7 +119,7 @@ impl Workspace {
         self.invalidate(|path| stale.iter().any(|stale| path == &**stale));
         let freed = self.index.remove_layer(self.id, asked.owner)?;
         let layer = self.tree.detach(&asked.owner);
-        self.remove_archives(&freed)?;
+        self.remove_archives(&freed);
         if let Some(layer) = &layer {
             self.invalidate_layers(&[layer]);
         }
@@ -161,7 +164,7 @@ impl Workspace {
             punched: BTreeMap::new(),
         }));
         let old = self.tree.attach(Arc::clone(&layer));
-        self.remove_archives(&freed)?;
+        self.remove_archives(&freed);
         match &old {
             Some(old) => self.invalidate_layers(&[&layer, old]),
             None => self.invalidate_layers(&[&layer]),

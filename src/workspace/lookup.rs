@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Workspace, WorkspaceError, now_secs};
+use super::{Workspace, WorkspaceError, chain, forgo, now_secs};
 use crate::archive::Archive;
 use crate::claim::Claimed;
 use crate::digest::Digest;
@@ -87,7 +87,7 @@ impl Workspace {
         let facets = Facets::new(&spec, programs);
         let input = Filter::compile(&spec.input)?;
         let output = Filter::compile(&spec.output)?;
-        let claim = self.index.claim(self.id, owner)?;
+        let claim = forgo("look for a claim", self.index.claim(self.id, owner)).flatten();
         let claimed = self.open_claim(claim.as_ref());
         let weak = facets.weak_key();
         let mut asked =
@@ -109,7 +109,22 @@ impl Workspace {
         }
     }
 
+    /// Looks a task up; where the cache cannot be asked, that is a miss.
     pub(super) fn lookup(&self, asked: &Asked) -> Result<Lookup, WorkspaceError> {
+        let miss = |problem| {
+            let reason = MissReason::Storage(problem);
+            Ok(Lookup::Miss { reason, closest: None, inputs: 0 })
+        };
+        if let Some(fault) = &self.fault {
+            return miss(fault.clone());
+        }
+        match self.lookup_in_index(asked) {
+            Err(error) if error.is_of_cache() => miss(chain(&error)),
+            other => other,
+        }
+    }
+
+    fn lookup_in_index(&self, asked: &Asked) -> Result<Lookup, WorkspaceError> {
         let mut states = States { logical: self.logical(asked), filter: &asked.input, known: HashMap::new() };
         let mut bad_archive = None;
         for (digest, blob) in self.index.path_sets(asked.weak)? {
@@ -128,7 +143,7 @@ impl Workspace {
             }
         }
         if let Some((entry, archive, problem)) = bad_archive {
-            self.drop_entry(entry)?;
+            self.drop_entry(entry);
             let reason = MissReason::BadArchive { archive, problem };
             return Ok(Lookup::Miss { reason, closest: Some(entry), inputs: 0 });
         }
@@ -186,7 +201,7 @@ impl Workspace {
     /// Opens the archive of an entry; `Err` says what is wrong with it.
     fn open_entry_archive(&self, entry: &Entry) -> Result<Option<Arc<Archive>>, String> {
         let Some(id) = entry.archive else { return Ok(None) };
-        self.open_archive(id).map(Some).map_err(|error| super::chain(&error))
+        self.open_archive(id).map(Some).map_err(|error| chain(&error))
     }
 
     /// Returns the hash of a program outside the workspace; `None` where it cannot be read, which is a
@@ -224,7 +239,7 @@ impl Workspace {
     }
 
     /// Notes a lookup for `vout why`.
-    pub(super) fn note_lookup(&self, asked: &Asked, lookup: &Lookup) -> Result<(), WorkspaceError> {
+    pub(super) fn note_lookup(&self, asked: &Asked, lookup: &Lookup) {
         let mut report = crate::report::WhyReport {
             task: asked.spec.name.clone(),
             when: now_secs(),
@@ -240,7 +255,7 @@ impl Workspace {
                 (report.miss, report.closest) = (Some(reason.clone()), *closest);
             }
         }
-        Ok(self.index.set_lookup(self.id, &report.task, &encode(&report))?)
+        forgo("note a lookup", self.index.set_lookup(self.id, &report.task, &encode(&report)));
     }
 }
 

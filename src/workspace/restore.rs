@@ -10,12 +10,12 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::{ProgressSink, Workspace, WorkspaceError};
+use super::{ProgressSink, Workspace, WorkspaceError, forgo};
 use crate::archive::restore::{restore_object, set_dir_attributes};
 use crate::archive::{Archive, Record, RecordKind, write_manifest};
 use crate::claim::{Claimed, claim_record, still_describes};
 use crate::filter::Filter;
-use crate::fs::{FsError, Timestamp};
+use crate::fs::{FsError, SetTime, Timestamp};
 use crate::index::{Claim, TaskId};
 use crate::logical::Logical;
 use crate::path::{RelPath, RelPathBuf};
@@ -53,12 +53,20 @@ struct Planned {
     in_place: bool,
 }
 
+impl Planned {
+    fn needs_work(&self) -> bool {
+        // A directory that its owner cannot write must be opened up for what is written in it.
+        let closed = matches!(self.record.kind, RecordKind::Dir) && self.record.mode & 0o700 != 0o700;
+        !self.in_place || closed
+    }
+}
+
 impl Workspace {
     /// Makes the base hold exactly an entry's outputs, as far as they are this task's: writes what is
     /// missing or different, removes what its earlier run left, and records the claim.
     ///
-    /// The claim is set before anything is written, so that after a crash the files that were written are
-    /// known to be the task's own.
+    /// The claim is set before anything is changed: after a crash the files that were written are known to
+    /// be the task's own, and where it cannot be set the workspace is as it was.
     pub(super) fn restore(
         &self,
         target: &Target<'_>,
@@ -75,7 +83,6 @@ impl Workspace {
         if same_claim && stale.is_empty() && planned.iter().all(|planned| planned.in_place) {
             return Ok(Restored::default());
         }
-        self.remove_stale(&stale)?;
         let logical = Logical {
             tree: &self.tree,
             hashes: &self.hashes,
@@ -84,6 +91,7 @@ impl Workspace {
             touched: None,
         };
         self.set_claim(target, &mut planned, &logical)?;
+        self.remove_stale(&stale)?;
         self.write_planned(target, &planned, progress)
     }
 
@@ -209,9 +217,13 @@ impl Workspace {
         temp.publish_claim(manifest)?;
         let claim =
             Claim { workspace: self.id, owner, task_name: task_name.to_owned(), manifest, shift_ns, entry };
-        if let Some(old) = self.index.set_claim(&claim)? {
-            self.store.remove_claim(old)?;
-        }
+        match self.index.set_claim(&claim) {
+            Ok(old) => old.and_then(|old| forgo("remove a claim", self.store.remove_claim(old))),
+            Err(error) => {
+                forgo("remove a claim", self.store.remove_claim(manifest));
+                return Err(error.into());
+            }
+        };
         Ok(())
     }
 
@@ -221,7 +233,10 @@ impl Workspace {
         planned: &[Planned],
         progress: ProgressSink<'_>,
     ) -> Result<Restored, WorkspaceError> {
-        let todo: Vec<_> = planned.iter().filter(|planned| !planned.in_place).collect();
+        if planned.iter().all(|planned| planned.in_place) {
+            return Ok(Restored { changed: true, ..Restored::default() });
+        }
+        let todo: Vec<_> = planned.iter().filter(|planned| planned.needs_work()).collect();
         let is_dir =
             |planned: &&&Planned| matches!(planned.record.kind, RecordKind::Dir | RecordKind::ImpliedDir);
         let (mut dirs, others): (Vec<_>, Vec<_>) = todo.into_iter().partition(|planned| is_dir(&planned));
@@ -241,21 +256,19 @@ impl Workspace {
         for planned in &links {
             self.restore_link(target.archive, planned)?;
         }
-        // Deepest first: filling a directory needs permissions that it may not end with, and changes its time.
+        // Deepest first: making something in a directory changes its time, and may need permissions that it
+        // does not keep.
         let mut times: Vec<_> =
             planned.iter().filter(|planned| matches!(planned.record.kind, RecordKind::Dir)).collect();
         times.sort_unstable_by(|a, b| b.record.path.cmp(&a.record.path));
-        if !others.is_empty() || !links.is_empty() || !dirs.is_empty() {
-            for planned in times {
-                let path = &planned.record.path;
-                let (parent, name) = self.tree.base().open_parent(path).map_err(at(path))?;
-                set_dir_attributes(&planned.record, parent.as_fd(), name, planned.mtime)?;
-            }
+        for planned in times {
+            self.settle_dir(planned)?;
         }
         let (files, bytes) = meter.done();
         Ok(Restored { files, bytes, changed: true })
     }
 
+    /// Makes a directory that can be filled.
     fn restore_dir(&self, planned: &Planned) -> Result<(), WorkspaceError> {
         let record = &planned.record;
         let base = self.tree.base();
@@ -273,6 +286,17 @@ impl Workspace {
             }
             Err(errno) => Err(at(&record.path)(errno)),
         }
+    }
+
+    /// Gives a directory that was filled its final attributes.
+    fn settle_dir(&self, planned: &Planned) -> Result<(), WorkspaceError> {
+        let Planned { record, mtime, .. } = planned;
+        let base = self.tree.base();
+        if planned.needs_work() {
+            let (parent, name) = base.open_parent(&record.path).map_err(at(&record.path))?;
+            return Ok(set_dir_attributes(record, parent.as_fd(), name, *mtime)?);
+        }
+        base.set_times(&record.path, None, Some(SetTime::At(*mtime))).map_err(at(&record.path))
     }
 
     fn restore_one(&self, archive: &Archive, planned: &Planned) -> Result<(), WorkspaceError> {
@@ -306,7 +330,7 @@ impl Workspace {
     }
 }
 
-fn at(path: &RelPath) -> impl FnOnce(Errno) -> WorkspaceError {
+pub(super) fn at(path: &RelPath) -> impl FnOnce(Errno) -> WorkspaceError {
     move |errno| WorkspaceError::Base { path: path.to_owned(), source: errno.into() }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::lookup::{Asked, Lookup};
-use super::{Begun, Committed, InPlace, ProgressSink, Workspace, WorkspaceError, lock};
+use super::{Begun, Committed, InPlace, ProgressSink, Workspace, WorkspaceError, chain, lock};
 use crate::fs::Filesystem;
 use crate::index::TaskId;
 use crate::path::RelPathBuf;
@@ -49,6 +49,9 @@ impl Workspace {
         cache: CacheMode,
         progress: ProgressSink<'_>,
     ) -> Result<Begun, WorkspaceError> {
+        if self.has_unfinished() {
+            drop(self.committing()?);
+        }
         self.settle_layers(progress)?;
         let stores = spec.cache && cache != CacheMode::Off;
         let owner = crate::fingerprint::task_id(&spec);
@@ -77,19 +80,19 @@ impl Workspace {
             (false, _) | (true, CacheMode::Off) => MissReason::NotCached,
             (true, CacheMode::Refresh) => {
                 let forced = Lookup::Miss { reason: MissReason::Forced, closest: None, inputs: 0 };
-                self.note_lookup(&asked, &forced)?;
+                self.note_lookup(&asked, &forced);
                 MissReason::Forced
             }
             (true, CacheMode::ReadWrite) => match self.look_up_and_apply(&asked, progress)? {
                 Ok((report, terminal)) => {
-                    self.save_hashes()?;
+                    self.save_hashes();
                     tracing::debug!(us = since_start(), "in place");
                     return Ok(Begun::Hit { report, terminal });
                 }
                 Err(reason) => reason,
             },
         };
-        self.save_hashes()?;
+        self.save_hashes();
         let run = self.open_run(asked, stores)?;
         Ok(Begun::Miss { run, reason })
     }
@@ -103,16 +106,20 @@ impl Workspace {
         loop {
             let seen = self.commit_number();
             let lookup = self.lookup(asked)?;
-            let committing = lock(&self.committing);
+            let committing = self.committing()?;
             // What somebody committed meanwhile may be an input.
             if matches!(lookup, Lookup::Hit(_)) && self.commit_number() != seen {
                 continue;
             }
             tracing::debug!(task = asked.spec.name, inputs = lookup.inputs(), "looked up");
-            self.note_lookup(asked, &lookup)?;
+            self.note_lookup(asked, &lookup);
             let answer = match lookup {
                 Lookup::Miss { reason, .. } => Err(reason),
-                Lookup::Hit(found) => self.apply_hit(asked, &found, progress)?,
+                Lookup::Hit(found) => match self.apply_hit(asked, &found, progress) {
+                    // The index is written before anything else is changed.
+                    Err(error) if error.is_of_cache() => Err(MissReason::Storage(chain(&error))),
+                    other => other?,
+                },
             };
             drop(committing);
             return Ok(answer);
@@ -126,7 +133,7 @@ impl Workspace {
 
     fn open_run(&self, asked: Asked, stores: bool) -> Result<Run, WorkspaceError> {
         let id = Uuid::new_v4();
-        let staging = Arc::new(self.store.staging(id)?);
+        let staging = Arc::new(self.store.work().staging(id)?);
         let view = Arc::new(View::new(ViewOptions {
             tree: Arc::clone(&self.tree),
             store: Arc::clone(&self.store),
@@ -145,12 +152,17 @@ impl Workspace {
 
     /// Drops what a run no longer needs.
     pub(super) fn end(&self, run: &Run) {
+        self.release(run);
+        // Processes that outlived the task keep their open files; new ones they make go nowhere.
+        if let Err(error) = self.store.work().remove_staging(run.id) {
+            tracing::warn!(%error, "a staging directory is left for the next start to sweep");
+        }
+    }
+
+    /// Lets the run's task be looked up again.
+    pub(super) fn release(&self, run: &Run) {
         if run.stores {
             self.end_turn(run.asked.owner);
-        }
-        // Processes that outlived the task keep their open files; new ones they make go nowhere.
-        if let Err(error) = self.store.remove_staging(run.id) {
-            tracing::warn!(%error, "a staging directory is left for the next start to sweep");
         }
     }
 
@@ -192,6 +204,11 @@ impl Workspace {
     pub(super) fn note_in_place(&self, owner: TaskId, entry: Option<Uuid>) {
         let since = self.touched.now();
         lock(&self.in_place).insert(owner, InPlace { entry, since });
+    }
+
+    /// Notes that it is not known any more whether a task's outputs are in place.
+    pub(super) fn forget_in_place(&self, owner: &TaskId) {
+        lock(&self.in_place).remove(owner);
     }
 
     /// Returns what others touched since the task's outputs were in place, where every way to touch them
