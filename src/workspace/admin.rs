@@ -62,6 +62,7 @@ impl Workspace {
         let pinned = HashSet::<Uuid>::new();
         let removed = self.index.evict(&self.limits, now_secs(), &pinned)?;
         self.remove_archives(&removed.archives);
+        self.store.trim_blobs(self.limits.blob_bytes_max)?;
         Ok(())
     }
 
