@@ -28,7 +28,7 @@ use vout::workspace::{OpenOptions, Workspace, WorkspaceError};
 
 pub use self::options::{Options, Order, UsageError};
 use crate::activity::{Activity, Reason};
-use crate::live::{FUSE_DEVICE_PATH, clear_dead};
+use crate::live::{clear_dead, open_device};
 use crate::server::{Server, ServerOptions};
 
 /// Variable with the log filter.
@@ -172,7 +172,7 @@ fn open_server(options: &Options, activity: &Arc<Activity>) -> Result<Server, St
     let options = ServerOptions {
         root: root.clone(),
         root_id: (stat.st_dev, stat.st_ino),
-        fuse: Path::new(FUSE_DEVICE_PATH).exists(),
+        fuse: open_device().is_ok(),
         passthrough,
     };
     Ok(Server::new(workspace, options, Arc::clone(activity)))

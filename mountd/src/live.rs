@@ -28,6 +28,11 @@ const FUSERMOUNT: &str = "/usr/bin/fusermount3";
 /// The device of FUSE.
 pub const FUSE_DEVICE_PATH: &str = "/dev/fuse";
 
+/// Opens [`FUSE_DEVICE_PATH`]. Where this is refused, set-user-id helpers are refused as well.
+pub(crate) fn open_device() -> Result<OwnedFd, Errno> {
+    rustix::fs::open(FUSE_DEVICE_PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+}
+
 /// How long the session may take to notice that its mount is gone.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -197,7 +202,7 @@ fn dead_mount(path: &Path) -> io::Result<Option<OwnedFd>> {
 }
 
 fn mount_directly(at: &Path) -> io::Result<OwnedFd> {
-    let device = rustix::fs::open(FUSE_DEVICE_PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let device = open_device()?;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let options = format!(
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other",

@@ -31,7 +31,7 @@ pub(crate) struct ServerOptions {
     pub(crate) root: PathBuf,
     /// Device and inode of its directory, taken before anything was mounted over it.
     pub(crate) root_id: (u64, u64),
-    /// Whether runs get views: there is a `/dev/fuse`.
+    /// Whether runs get views: there is a `/dev/fuse`, and we may use it.
     pub(crate) fuse: bool,
     /// Whether sessions ask for passthrough.
     pub(crate) passthrough: bool,

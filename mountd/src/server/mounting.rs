@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
+use rustix::io::Errno;
 use vout::mountinfo::{FS_TYPE, mounts};
 use vout::proto::{Event, Failure, FailureKind};
 use vout::workspace::Materialised;
@@ -14,7 +15,7 @@ use super::connection::Connection;
 use super::failure::{failure, internal, user_failure};
 use crate::adapter::{Adapter, AdapterOptions};
 use crate::invalidate::KernelInvalidator;
-use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, clear_dead};
+use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, clear_dead, open_device};
 use crate::session::SessionEnd;
 
 impl Server {
@@ -29,10 +30,7 @@ impl Server {
                 Err(user_failure(format!("the workspace is mounted already, at {mounted:?}"), &[]))
             };
         }
-        if !Path::new(FUSE_DEVICE_PATH).exists() {
-            let hints = ["modprobe fuse", "in a container, add: --device /dev/fuse --cap-add SYS_ADMIN"];
-            return Err(user_failure(format!("{FUSE_DEVICE_PATH} is missing"), &hints));
-        }
+        check_device()?;
         self.check_target(&at)?;
         let invalidator = KernelInvalidator::start().map_err(|error| internal(&error))?;
         let covers_base = at == self.options.root;
@@ -193,6 +191,19 @@ impl Server {
     fn mounting(&self) -> MutexGuard<'_, ()> {
         self.mounting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Refuses where there is no FUSE for us.
+fn check_device() -> Result<(), Failure> {
+    let Err(errno) = open_device() else { return Ok(()) };
+    if errno == Errno::ACCESS {
+        let problem = format!("{FUSE_DEVICE_PATH} is closed to you");
+        return Err(user_failure(problem, &[&format!("sudo chmod 666 {FUSE_DEVICE_PATH}")]));
+    }
+    let missing = errno == Errno::NOENT;
+    let problem = if missing { "is missing".to_owned() } else { format!("cannot be opened: {errno}") };
+    let hints = ["modprobe fuse", "in a container, add: --device /dev/fuse --cap-add SYS_ADMIN"];
+    Err(user_failure(format!("{FUSE_DEVICE_PATH} {problem}"), &hints))
 }
 
 /// Why a directory cannot be mounted over.
