@@ -8,11 +8,12 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
@@ -27,6 +28,7 @@ use crate::fs::{FileKind, NodeId, SetTime, Timestamp};
 use crate::index::TaskId;
 use crate::path::{RelPath, RelPathBuf};
 use crate::state::PathState;
+use crate::tree::{Layer, Tree, TreeError, record_kind};
 use crate::view::{Change, Content, Meta, NewObject, blob_name};
 
 /// Suffix of the name under which a file is put together before it is renamed into place.
@@ -149,6 +151,62 @@ pub fn plan<E>(
     Ok(steps)
 }
 
+/// Returns the records that have nothing to say any more once `changes` are committed to the base, with
+/// their layers, each once.
+///
+/// # Errors
+/// Where the base or an archive cannot be read.
+pub fn superseded(tree: &Tree, changes: &[Change]) -> Result<Vec<(Arc<Layer>, Record)>, TreeError> {
+    let layers = tree.layers();
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    for Change { path, object } in changes {
+        let is_dir = matches!(object, Some(NewObject::Dir(_)));
+        for (number, layer) in layers.iter().enumerate() {
+            let toc = layer.archive().toc();
+            let records: Vec<_> = match is_dir {
+                true => toc.find(path)?.into_iter().collect(),
+                // A directory of the layer may have been in its place.
+                false => toc.subtree(path).collect::<Result<_, _>>()?,
+            };
+            found.extend(records.into_iter().map(|record| (number, record)));
+        }
+        let dirs = is_dir.then_some(&**path).into_iter().chain(path.ancestors());
+        for dir in dirs.take_while(|dir| !dir.is_root()) {
+            if seen.insert(dir) && tree.replaces(dir)? {
+                hidden_at(&layers, dir, &mut found)?;
+            }
+        }
+    }
+    let mut taken = HashSet::new();
+    found.retain(|(number, record)| {
+        !layers[*number].is_punched(&record.path) && taken.insert((*number, record.path.clone()))
+    });
+    Ok(found.into_iter().map(|(number, record)| (Arc::clone(&layers[number]), record)).collect())
+}
+
+/// Adds what does not show at and below the directory `dir`, which a newer layer, or the change itself, has
+/// put in the place of something else. The base has the last word on it now, so it would show again.
+fn hidden_at(
+    layers: &[Arc<Layer>],
+    dir: &RelPath,
+    found: &mut Vec<(usize, Record)>,
+) -> Result<(), TreeError> {
+    for (number, layer) in layers.iter().enumerate() {
+        for record in layer.archive().toc().subtree(dir) {
+            let record = record?;
+            let mut hidden = &*record.path == dir && record_kind(&record.kind) != Some(FileKind::Dir);
+            for newer in &layers[..number] {
+                hidden = hidden || newer.replaces(&record.path)?;
+            }
+            if hidden {
+                found.push((number, record));
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Journal {
     /// Reads a journal.
     ///
@@ -178,6 +236,7 @@ impl Journal {
         for step in &self.steps {
             let record = match step {
                 Step::Remove(_) | Step::Special(..) => continue,
+                Step::Dir(path, _) if path.is_root() => continue,
                 Step::Dir(path, attributes) => attributes.record(path, RecordKind::Dir),
                 Step::Symlink(path, target, attributes) => {
                     let target = OsStr::from_bytes(target).to_owned();
@@ -296,10 +355,13 @@ impl From<&Meta> for Attributes {
 /// Opens the directory that holds `path`, making missing directories above it.
 fn parent<'a>(base: &Base, path: &'a RelPath) -> rustix::io::Result<(OwnedFd, &'a OsStr)> {
     match base.open_parent(path) {
-        Err(Errno::NOENT) if !base.hides(path) => {
+        // Where a layer has a directory, the base may have none, or something else.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !base.hides(path) => {
             for ancestor in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
-                if ancestor.is_root() || base.stat(ancestor)?.is_some() {
-                    continue;
+                match base.stat(ancestor)?.map(|stat| stat.kind) {
+                    Some(FileKind::Dir) => continue,
+                    Some(_) => base.remove_all(ancestor)?,
+                    None => {}
                 }
                 let (dir, name) = base.open_parent(ancestor)?;
                 rustix::fs::mkdirat(dir, name, Mode::from_bits_truncate(0o755))?;

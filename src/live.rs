@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::fs::{FileKind, FsError, Invalidator, NodeId};
+use crate::fs::{Attr, FileKind, FsError, Invalidator, NodeId};
 use crate::materialise::Materialiser;
 use crate::path::{RelPath, RelPathBuf};
 use crate::store::Store;
@@ -47,8 +47,10 @@ struct Node {
     children: HashMap<OsString, NodeId>,
     /// Cloned into every open handle.
     token: Arc<()>,
-    /// A handle that may outlive the last name.
-    open: Weak<File>,
+    /// Handles, which may outlive the last name.
+    open: Vec<Weak<File>>,
+    /// What a handle of virtual content was opened on.
+    opened: Option<Attr>,
 }
 
 impl Live {
@@ -210,11 +212,17 @@ impl Node {
             names: Vec::new(),
             children: HashMap::new(),
             token: Arc::new(()),
-            open: Weak::new(),
+            open: Vec::new(),
+            opened: None,
         }
     }
 
     fn is_open(&self) -> bool {
         Arc::strong_count(&self.token) > 1
+    }
+
+    /// Returns a real file that is open on the node.
+    fn open_file(&self) -> Option<Arc<File>> {
+        self.open.iter().find_map(Weak::upgrade)
     }
 }

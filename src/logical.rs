@@ -223,3 +223,6 @@ fn restrict(state: PathState, dependency: Dependency) -> PathState {
         state @ (PathState::Absent | PathState::Special(_)) => state,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,10 +3,12 @@
 //! Once a path is real, its layer is *punched* there: from then on the base has the truth. The base is
 //! changed first and the punch recorded second, so that a crash in between leaves the path as it looked.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::fs::Mode;
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use crate::archive::restore;
@@ -16,8 +18,8 @@ use crate::content::ContentHashes;
 use crate::fs::{FsError, SetTime};
 use crate::index::{Index, Punch, WorkspaceId};
 use crate::logical::Logical;
-use crate::path::RelPath;
-use crate::state::{Dependency, PathState};
+use crate::path::{RelPath, RelPathBuf};
+use crate::state::{Dependency, FileKind, PathState};
 use crate::tree::{Found, Layer, Perspective, Tree};
 
 /// Makes virtual paths real.
@@ -46,20 +48,31 @@ impl Materialiser {
             return Err(FsError::NotADirectory);
         }
         let (parent, name) = self.real_parent(path)?;
+        // Between this directory and an older one a layer has something else: the old contents must not
+        // show again.
+        if self.tree.replaces(path)? {
+            self.tree.base().remove_all(path)?;
+            self.drop_hidden(path)?;
+        }
+        let punches = self.punches_at(path)?;
+        let attributes = || restore::set_dir_attributes(&record, parent.as_fd(), name, layer.mtime(&record));
         match rustix::fs::mkdirat(&parent, name, Mode::from_bits_truncate(record.mode)) {
-            Ok(()) => restore::set_dir_attributes(&record, parent.as_fd(), name, layer.mtime(&record))?,
+            Ok(()) => attributes()?,
             Err(Errno::EXIST) => {
                 if self.tree.base().list(path)?.is_none() {
                     self.tree.base().remove_all(path)?;
                     return self.dir(path);
                 }
+                // What the base has does not show, or this would not be virtual.
+                attributes()?;
             }
             Err(errno) => return Err(errno.into()),
         }
-        self.punch(&layer, path, &record)
+        self.punch(punches)
     }
 
-    /// Makes `path` real, if something virtual is there; a directory without what is in it.
+    /// Makes `path` real, if something virtual is there; a directory without what is in it, a file with
+    /// all its names.
     ///
     /// # Errors
     /// Where the base refuses or the archive is damaged.
@@ -70,8 +83,10 @@ impl Materialiser {
         match &record.kind {
             RecordKind::Dir | RecordKind::ImpliedDir => return self.dir(path),
             RecordKind::File { .. } | RecordKind::Symlink { .. } => {
-                let before = self.before(&layer, path)?;
+                let names = self.other_names(&layer, &record)?;
+                let mut punches = self.punches_below(path)?;
                 let (parent, name) = self.real_parent(path)?;
+                self.remove_dir_in_the_way(path)?;
                 restore::restore_object(
                     layer.archive(),
                     &record,
@@ -79,44 +94,96 @@ impl Materialiser {
                     name,
                     layer.mtime(&record),
                 )?;
-                self.punch_with(&layer, path, before)?;
+                for other in names {
+                    punches.extend(self.punches_below(&other)?);
+                    let (other_parent, other_name) = self.real_parent(&other)?;
+                    self.tree.base().remove_all(&other)?;
+                    rustix::fs::linkat(&parent, name, other_parent, other_name, AtFlags::empty())?;
+                }
+                self.punch(punches)?;
             }
             RecordKind::Absent => {}
         }
         Ok(())
     }
 
-    /// Makes `path` and all below it real.
+    /// Makes `path` and all below it real, and the base the only one to say what is there.
     ///
     /// # Errors
     /// Where the base refuses or an archive is damaged.
     pub fn subtree(&self, path: &RelPath) -> Result<(), FsError> {
+        self.objects(path)?;
+        self.drop_hidden(path)?;
+        self.punch(self.punches_below(path)?)
+    }
+
+    fn objects(&self, path: &RelPath) -> Result<(), FsError> {
         self.object(path)?;
         for name in self.tree.list(path, Perspective::ALL)?.into_keys() {
-            self.subtree(&path.join(&name))?;
+            self.objects(&path.join(&name))?;
         }
         Ok(())
     }
 
     /// Removes what the base has at `path` although the merged tree shows nothing there, and the layers'
-    /// word on it, so that something new can be put there.
+    /// word on it and on all below, so that something new can be put there.
     ///
     /// # Errors
     /// Where the base refuses.
     pub fn clear_way(&self, path: &RelPath) -> Result<(), FsError> {
+        let punches = self.punches_below(path)?;
         self.tree.base().remove_all(path)?;
-        self.punch_all(path)
+        self.punch(punches)
     }
 
-    /// Takes `path` out of every layer that has a word on it.
-    ///
-    /// # Errors
-    /// Where the index or an archive cannot be used.
-    pub fn punch_all(&self, path: &RelPath) -> Result<(), FsError> {
+    /// Removes what does not show below the directory `path`, from the base and from the layers.
+    fn drop_hidden(&self, path: &RelPath) -> Result<(), FsError> {
+        let shown = self.tree.list(path, Perspective::ALL)?;
+        let mut hidden = BTreeSet::new();
+        for (name, _) in self.tree.base().list(path)?.unwrap_or_default() {
+            hidden.insert(name);
+        }
         for layer in self.tree.layers().iter() {
-            if let Some(record) = layer.find(path)? {
-                self.punch(layer, path, &record)?;
+            let records = layer.children(path)?;
+            hidden.extend(records.iter().filter_map(|record| record.path.name().map(OsString::from)));
+        }
+        for name in hidden.iter().filter(|name| !shown.contains_key(*name)) {
+            self.clear_way(&path.join(name))?;
+        }
+        for (name, kind) in shown {
+            if kind == FileKind::Dir {
+                self.drop_hidden(&path.join(&name))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Returns the other names of a virtual file that show.
+    fn other_names(&self, layer: &Arc<Layer>, record: &Record) -> Result<Vec<RelPathBuf>, FsError> {
+        let first_of = |record: &Record| match &record.kind {
+            RecordKind::File { link_to, .. } => Some(link_to.as_ref().unwrap_or(&record.path).clone()),
+            _ => None,
+        };
+        let mut names = Vec::new();
+        if !record.is_file() || record.links() < 2 {
+            return Ok(names);
+        }
+        for other in layer.records() {
+            let other = other?;
+            if other.path != record.path
+                && first_of(&other) == first_of(record)
+                && matches!(self.tree.find(&other.path, Perspective::ALL)?,
+                    Some(Found::Virtual(owner, _)) if Arc::ptr_eq(&owner, layer))
+            {
+                names.push(other.path);
+            }
+        }
+        Ok(names)
+    }
+
+    fn remove_dir_in_the_way(&self, path: &RelPath) -> Result<(), FsError> {
+        if self.tree.base().stat(path)?.is_some_and(|stat| stat.kind == FileKind::Dir) {
+            self.tree.base().remove_all(path)?;
         }
         Ok(())
     }
@@ -132,20 +199,48 @@ impl Materialiser {
         Ok(opened)
     }
 
-    fn punch(&self, layer: &Layer, path: &RelPath, record: &Record) -> Result<(), FsError> {
-        let before = match record.kind {
-            RecordKind::ImpliedDir => PathState::Absent,
-            _ => self.before(layer, path)?,
-        };
-        self.punch_with(layer, path, before)
+    /// Returns what takes `path` out of every layer that has a word on it. Made before the base changes,
+    /// whose state before the owner's run it notes.
+    fn punches_at(&self, path: &RelPath) -> Result<Vec<LayerPunch>, FsError> {
+        let mut punches = Vec::new();
+        for layer in self.tree.layers().iter() {
+            if let Some(record) = layer.find(path)? {
+                punches.push(self.punch_of(layer, &record)?);
+            }
+        }
+        Ok(punches)
     }
 
-    fn punch_with(&self, layer: &Layer, path: &RelPath, before: PathState) -> Result<(), FsError> {
-        let punch = Punch { path: path.to_owned(), before: encode_before(&before) };
-        self.index
-            .add_punches(self.workspace, *layer.owner(), &[punch])
-            .map_err(|error| FsError::Os(std::io::Error::other(error)))?;
-        layer.punch(path, Some(before).filter(|before| *before != PathState::Absent));
+    /// Like [`punches_at`](Self::punches_at), with all below.
+    fn punches_below(&self, path: &RelPath) -> Result<Vec<LayerPunch>, FsError> {
+        let mut punches = Vec::new();
+        for layer in self.tree.layers().iter() {
+            for record in layer.archive().toc().subtree(path) {
+                let record = record?;
+                if !layer.is_punched(&record.path) {
+                    punches.push(self.punch_of(layer, &record)?);
+                }
+            }
+        }
+        Ok(punches)
+    }
+
+    fn punch_of(&self, layer: &Arc<Layer>, record: &Record) -> Result<LayerPunch, FsError> {
+        let before = match record.kind {
+            RecordKind::ImpliedDir => PathState::Absent,
+            _ => self.before(layer, &record.path)?,
+        };
+        Ok(LayerPunch { layer: Arc::clone(layer), path: record.path.clone(), before })
+    }
+
+    fn punch(&self, punches: Vec<LayerPunch>) -> Result<(), FsError> {
+        for LayerPunch { layer, path, before } in punches {
+            let row = Punch { path: path.clone(), before: encode_before(&before) };
+            self.index
+                .add_punches(self.workspace, *layer.owner(), &[row])
+                .map_err(|error| FsError::Os(std::io::Error::other(error)))?;
+            layer.punch(&path, Some(before).filter(|before| *before != PathState::Absent));
+        }
         Ok(())
     }
 
@@ -156,6 +251,14 @@ impl Materialiser {
             Logical { tree: &self.tree, hashes: &self.hashes, owner: layer.owner(), claimed, touched: None };
         logical.state(path, Dependency::READ | Dependency::LINK)
     }
+}
+
+/// A path to be taken out of a layer.
+struct LayerPunch {
+    layer: Arc<Layer>,
+    path: RelPathBuf,
+    /// What the layer's owner found there.
+    before: PathState,
 }
 
 /// Sets times of a path of the base; used after a directory's contents were made real.

@@ -31,6 +31,8 @@ struct Log {
 struct Touch {
     at: u64,
     by: Option<TaskId>,
+    /// The last time that it was anybody else than `by`; 0 for never.
+    others_at: u64,
 }
 
 /// A moment of the log.
@@ -55,7 +57,13 @@ impl Touched {
             log.paths.clear();
             log.known_since = at;
         }
-        log.paths.insert(path.to_owned(), Touch { at, by: by.copied() });
+        let by = by.copied();
+        let others_at = match log.paths.get(path) {
+            Some(last) if last.by == by => last.others_at,
+            Some(last) => last.at,
+            None => 0,
+        };
+        log.paths.insert(path.to_owned(), Touch { at, by, others_at });
     }
 
     /// Returns the present moment.
@@ -71,11 +79,13 @@ impl Touched {
 }
 
 impl TouchedSince<'_> {
-    /// Returns whether `path` or anything below it was touched.
+    /// Returns whether `path` or anything below it was touched, or a directory above it, which may have
+    /// been renamed with all it holds.
     #[must_use]
     pub fn below(&self, path: &RelPath) -> bool {
         let log = self.log.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.known_since > self.since.0
+            || path.ancestors().any(|dir| log.paths.get(dir).is_some_and(|touch| self.counts(touch)))
             || log
                 .paths
                 .range::<RelPath, _>((Bound::Included(path), Bound::Unbounded))
@@ -97,6 +107,78 @@ impl TouchedSince<'_> {
     }
 
     fn counts(&self, touch: &Touch) -> bool {
-        touch.at > self.since.0 && touch.by.as_ref() != Some(self.owner)
+        let at = if touch.by.as_ref() == Some(self.owner) { touch.others_at } else { touch.at };
+        at > self.since.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+
+    fn path(text: &str) -> &RelPath {
+        RelPath::new(text).unwrap()
+    }
+
+    fn task(name: &str) -> TaskId {
+        TaskId(Digest::of(name.as_bytes()))
+    }
+
+    #[test]
+    fn below_is_by_component_and_looks_past_names_that_sort_in_between() {
+        let (log, owner) = (Touched::default(), task("a"));
+        let start = log.now();
+        for touched in ["dist-x", "dist-x/f", "dist.old", "dist/deep/f"] {
+            log.touch(path(touched), None);
+        }
+        let since = log.since(start, &owner).unwrap();
+        assert!(since.below(path("dist")) && since.below(path("dist/deep")) && since.below(RelPath::ROOT));
+        assert!(!since.below(path("dist/other")) && !since.below(path("dis")) && !since.below(path("dist-")));
+    }
+
+    #[test]
+    fn a_touched_directory_touches_what_it_holds() {
+        let (log, owner) = (Touched::default(), task("a"));
+        let start = log.now();
+        log.touch(path("build"), None);
+        assert!(log.since(start, &owner).unwrap().below(path("build/dist")));
+    }
+
+    #[test]
+    fn own_and_earlier_touches_do_not_count() {
+        let (log, owner) = (Touched::default(), task("a"));
+        log.touch(path("early"), None);
+        let start = log.now();
+        log.touch(path("own"), Some(&owner));
+        let since = log.since(start, &owner).unwrap();
+        assert_eq!(since.paths(10), Some(Vec::new()));
+        assert!(!since.below(RelPath::ROOT));
+        log.touch(path("own"), Some(&task("b")));
+        assert_eq!(since.paths(10), Some(vec![path("own").to_owned()]));
+        assert_eq!(since.paths(0), None);
+    }
+
+    #[test]
+    fn a_path_that_a_task_touches_after_somebody_else_counts_as_touched() {
+        let (log, owner) = (Touched::default(), task("a"));
+        let start = log.now();
+        log.touch(path("f"), None);
+        log.touch(path("f"), Some(&owner));
+        assert!(log.since(start, &owner).unwrap().below(path("f")));
+    }
+
+    #[test]
+    fn after_an_overflow_nothing_earlier_is_known() {
+        let (log, owner) = (Touched::default(), task("a"));
+        let start = log.now();
+        let before = log.since(start, &owner).unwrap();
+        for number in 0..=PATHS_MAX {
+            log.touch(path(&number.to_string()), Some(&owner));
+        }
+        assert!(log.since(start, &owner).is_none());
+        assert!(before.below(path("never-touched")));
+        assert_eq!(before.paths(usize::MAX - 1), None);
+        assert!(!log.since(log.now(), &owner).unwrap().below(RelPath::ROOT));
     }
 }

@@ -167,7 +167,7 @@ impl Tree {
         for layer in visible(&layers, seen) {
             match layer.find(path)? {
                 None => {
-                    if layer.deletes_ancestor(path)? {
+                    if layer.covers(path)? {
                         return Ok(implied);
                     }
                 }
@@ -176,7 +176,11 @@ impl Tree {
                 Some(record @ Record { kind: RecordKind::ImpliedDir, .. }) => {
                     implied.get_or_insert_with(|| Found::Virtual(Arc::clone(layer), record));
                 }
-                Some(record) => return Ok(Some(Found::Virtual(Arc::clone(layer), record))),
+                Some(record) => {
+                    let found = Found::Virtual(Arc::clone(layer), record);
+                    // A newer layer's output may need a directory where an older one has none.
+                    return Ok(implied.filter(|_| found.kind() != FileKind::Dir).or(Some(found)));
+                }
             }
         }
         let Some(stat) = self.base.stat(path).map_err(TreeError::base(path))? else {
@@ -216,7 +220,7 @@ impl Tree {
             names.insert(name, kind);
         }
         for layer in visible(&layers, seen).rev() {
-            if layer.deletes(dir)? || layer.deletes_ancestor(dir)? {
+            if layer.replaces(dir)? {
                 names.clear();
             }
             for record in layer.children(dir)? {
@@ -235,6 +239,20 @@ impl Tree {
             }
         }
         Ok(names)
+    }
+
+    /// Returns whether some layer has a deletion, or anything else but a directory, at or above `path`, so
+    /// that nothing older shows there.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub(crate) fn replaces(&self, path: &RelPath) -> Result<bool, TreeError> {
+        for layer in self.layers().iter() {
+            if layer.replaces(path)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns whether what the base has at `path` is left by an earlier run and superseded.

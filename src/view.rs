@@ -144,6 +144,11 @@ impl View {
             return Err(FsError::NotFound);
         };
         state.recording.probe(&lower, found.probe());
+        if state.nodes.is_known(&found) {
+            // Another name of a file: what was or will be read or written through one shows in both, which
+            // holds only as long as both have the same content.
+            self.record_content(state, &lower, &found);
+        }
         Ok(state.nodes.insert_lower((parent, name), lower, found))
     }
 

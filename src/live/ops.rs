@@ -47,15 +47,23 @@ impl Live {
         }
         self.materialiser.object(&path)?;
         let real = self.find(&path)?.ok_or(FsError::Stale)?;
-        let node = nodes.get(id)?;
-        if node.is_open() {
-            for (parent, name) in node.names.clone() {
-                nodes.unname(parent, &name);
-            }
-            return Err(FsError::Stale);
-        }
+        split(nodes, id)?;
         nodes.reidentify(id, real.object_id());
         Ok(path)
+    }
+
+    /// After what was `found` under a name was made real: gives the name a new node where handles of the
+    /// virtual object are open.
+    fn split_made_real(
+        &self,
+        nodes: &mut Nodes,
+        (parent, name): (NodeId, &OsStr),
+        found: &Found,
+    ) -> Result<(), FsError> {
+        match nodes.get(parent)?.children.get(name) {
+            Some(&id) if matches!(found, Found::Virtual(..)) => split(nodes, id),
+            _ => Ok(()),
+        }
     }
 
     /// Prepares for something new under a name: real ancestors, nothing stale in the way.
@@ -172,7 +180,8 @@ impl Live {
         };
         let file = Arc::new(File::from(file));
         let node = nodes.nodes.get_mut(&id).ok_or(FsError::NotFound)?;
-        node.open = Arc::downgrade(&file);
+        node.open.retain(|open| open.strong_count() > 0);
+        node.open.push(Arc::downgrade(&file));
         Ok(Arc::new(RealFile::new(file, Arc::clone(&node.token))))
     }
 
@@ -212,19 +221,22 @@ impl Filesystem for Live {
 
     fn attr(&self, node: NodeId) -> Result<Attr, FsError> {
         let nodes = &*self.lock();
-        if let Some(file) = nodes.get(node)?.open.upgrade()
-            && nodes.get(node)?.names.is_empty()
+        let known = nodes.get(node)?;
+        if known.names.is_empty()
+            && let Some(file) = known.open_file()
         {
             return Ok(BaseStat::from(rustix::fs::fstat(&*file)?).attr(node));
         }
-        let (_, found) = self.found(nodes, node)?;
-        Ok(found.attr(node))
+        match self.found(nodes, node) {
+            Ok((_, found)) => Ok(found.attr(node)),
+            Err(error) => known.opened.filter(|_| known.is_open()).ok_or(error),
+        }
     }
 
     fn set_attr(&self, node: NodeId, changes: AttrChanges) -> Result<Attr, FsError> {
         let nodes = &mut *self.lock();
         if nodes.get(node)?.names.is_empty()
-            && let Some(file) = nodes.get(node)?.open.upgrade()
+            && let Some(file) = nodes.get(node)?.open_file()
         {
             change_open(&file, &changes)?;
             return Ok(BaseStat::from(rustix::fs::fstat(&*file)?).attr(node));
@@ -329,9 +341,12 @@ impl Filesystem for Live {
         }
         let source = self.find(&from)?.ok_or(FsError::NotFound)?;
         self.materialiser.subtree(&from)?;
+        self.split_made_real(nodes, (from_dir, from_name), &source)?;
         self.materialiser.dir(&nodes.path(to_dir)?)?;
         if flags.contains(RenameFlags::EXCHANGE) {
+            let target = self.find(&to)?.ok_or(FsError::NotFound)?;
             self.materialiser.subtree(&to)?;
+            self.split_made_real(nodes, (to_dir, to_name), &target)?;
             self.tree().base().rename(&from, &to, rustix::fs::RenameFlags::EXCHANGE)?;
         } else {
             if flags.contains(RenameFlags::NO_REPLACE) && self.find(&to)?.is_some() {
@@ -376,9 +391,11 @@ impl Filesystem for Live {
         let (path, found) = self.found(nodes, node)?;
         match found {
             Found::Base(_) => self.open_real(nodes, node, &path, flags),
-            Found::Virtual(layer, record) => {
-                let token = Arc::clone(&nodes.get(node)?.token);
-                open_virtual(&self.store, layer.archive(), &record, token)
+            Found::Virtual(ref layer, ref record) => {
+                let opened = nodes.nodes.get_mut(&node).ok_or(FsError::NotFound)?;
+                let file = open_virtual(&self.store, layer.archive(), record, Arc::clone(&opened.token))?;
+                opened.opened = Some(found.attr(node));
+                Ok(file)
             }
         }
     }
@@ -425,6 +442,18 @@ impl Filesystem for Live {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// Takes all names off a node that has handles of virtual content open, which is real from now on.
+fn split(nodes: &mut Nodes, id: NodeId) -> Result<(), FsError> {
+    let node = nodes.get(id)?;
+    if !node.is_open() {
+        return Ok(());
+    }
+    for (parent, name) in node.names.clone() {
+        nodes.unname(parent, &name);
+    }
+    Err(FsError::Stale)
 }
 
 fn change_open(file: &File, changes: &AttrChanges) -> Result<(), FsError> {

@@ -179,24 +179,45 @@ impl Layer {
             .filter(|record| !record.as_ref().is_ok_and(|record| self.is_punched(&record.path)))
     }
 
-    pub(super) fn deletes(&self, path: &RelPath) -> Result<bool, ArchiveError> {
-        if self.archive.toc().totals().whiteouts == 0 {
-            return Ok(false);
+    /// Returns whether nothing of what is older shows at and below `path`, unless it is a directory that
+    /// the layer makes anew there.
+    pub(crate) fn replaces(&self, path: &RelPath) -> Result<bool, ArchiveError> {
+        match self.find(path)? {
+            Some(record) => Ok(!is_dir(&record)),
+            None => self.covers(path),
         }
-        Ok(self.find(path)?.is_some_and(|record| matches!(record.kind, RecordKind::Absent)))
     }
 
-    pub(super) fn deletes_ancestor(&self, path: &RelPath) -> Result<bool, ArchiveError> {
-        if self.archive.toc().totals().whiteouts == 0 {
+    /// Returns whether the layer has a deletion, or anything else but a directory, above `path`.
+    pub(super) fn covers(&self, path: &RelPath) -> Result<bool, ArchiveError> {
+        let toc = self.archive.toc();
+        if !path.starts_with(toc.prefix()) {
             return Ok(false);
         }
-        for ancestor in path.ancestors() {
-            if self.deletes(ancestor)? {
-                return Ok(true);
+        let mut ancestors: Vec<_> = path.ancestors().filter(|ancestor| !ancestor.is_root()).collect();
+        if toc.totals().whiteouts == 0 {
+            // Only a deletion lacks records of the directories above it.
+            ancestors.reverse();
+            for ancestor in ancestors {
+                match self.record(ancestor)? {
+                    None => return Ok(false),
+                    Some(record) if is_dir(&record) || self.is_punched(ancestor) => {}
+                    Some(_) => return Ok(true),
+                }
+            }
+            return Ok(false);
+        }
+        for ancestor in ancestors {
+            if let Some(record) = self.find(ancestor)? {
+                return Ok(!is_dir(&record));
             }
         }
         Ok(false)
     }
+}
+
+fn is_dir(record: &Record) -> bool {
+    matches!(record.kind, RecordKind::Dir | RecordKind::ImpliedDir)
 }
 
 impl Stale {

@@ -3,7 +3,7 @@
 //! Not a log of events: a temporary file that is gone at the end never existed, a directory that was
 //! published by renaming it counts as all it contains.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 
 use super::node::{Body, Child, FileContent, OwnAttr};
@@ -88,7 +88,12 @@ impl View {
     pub fn changes(&self) -> Result<Vec<Change>, FsError> {
         let state = &mut *self.lock();
         let mut changes = Vec::new();
+        if state.nodes.dir(NodeId::ROOT)?.attr_changed {
+            let meta = OwnAttr::of(&self.attr_of(state, NodeId::ROOT)?).into();
+            changes.push(Change { path: RelPathBuf::root(), object: Some(NewObject::Dir(meta)) });
+        }
         self.walk(state, NodeId::ROOT, RelPath::ROOT, &mut changes)?;
+        self.add_hidden(&mut changes)?;
         changes.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(changes)
     }
@@ -104,13 +109,16 @@ impl View {
         let lower = dir.lower.clone();
         let children: Vec<_> = dir.children.iter().map(|(name, child)| (name.clone(), *child)).collect();
         let in_place = lower.as_deref() == Some(path);
-        let mut names = BTreeSet::new();
+        let (mut names, mut deleted) = (BTreeSet::new(), BTreeSet::new());
         for (name, child) in children {
             let path = path.join(&name);
             match child {
                 Child::Node(id) => self.walk_node(state, id, path, out)?,
                 Child::Whiteout if in_place => out.push(Change { path, object: None }),
-                Child::Whiteout => {}
+                Child::Whiteout => {
+                    deleted.insert(name);
+                    continue;
+                }
             }
             names.insert(name);
         }
@@ -120,14 +128,89 @@ impl View {
         if let Some(lower) = lower {
             let moved = self.tree.list(&lower, self.perspective())?;
             state.recording.list(&lower, &moved);
-            for name in moved.keys().filter(|name| !names.contains(*name)) {
-                self.walk_moved(state, &lower.join(name), path.join(name), out)?;
+            for name in moved.into_keys().filter(|name| !deleted.contains(name)) {
+                if names.insert(name.clone()) {
+                    self.walk_moved(state, &lower.join(&name), path.join(&name), out)?;
+                }
             }
-            names.extend(moved.into_keys());
         }
-        for replaced in self.tree.list(path, self.perspective())?.into_keys() {
-            if !names.contains(&replaced) {
-                out.push(Change { path: path.join(&replaced), object: None });
+        self.walk_replaced(path, |name| names.contains(name), out)
+    }
+
+    /// Adds the deletion of what the lower side has in a directory that another one stands for now.
+    fn walk_replaced(
+        &self,
+        path: &RelPath,
+        stays: impl Fn(&OsString) -> bool,
+        out: &mut Vec<Change>,
+    ) -> Result<(), FsError> {
+        let mut replaced: BTreeSet<_> = self.tree.list(path, self.perspective())?.into_keys().collect();
+        if self.find_lower(path)?.is_none_or(|found| found.kind() != FileKind::Dir) {
+            // The base may have a directory there that does not show: its contents must not show again.
+            let hidden = self.tree.base().list(path)?.unwrap_or_default();
+            replaced.extend(hidden.into_iter().map(|(name, _)| name));
+        }
+        let gone = replaced.into_iter().filter(|name| !stays(name));
+        out.extend(gone.map(|name| Change { path: path.join(&name), object: None }));
+        Ok(())
+    }
+
+    /// Adds the deletion of what the base has in a changed directory although a layer hides it: once the
+    /// base has the last word on the directory, it would show again.
+    fn add_hidden(&self, out: &mut Vec<Change>) -> Result<(), FsError> {
+        if self.tree.layers().is_empty() {
+            return Ok(());
+        }
+        let mut seen = HashSet::new();
+        let mut hiding = Vec::new();
+        for Change { path, object } in &*out {
+            let itself = matches!(object, Some(NewObject::Dir(_))).then_some(&**path);
+            for dir in itself.into_iter().chain(path.ancestors()) {
+                if !seen.insert(dir) {
+                    continue;
+                }
+                let is_dir = self.find_lower(dir)?.is_some_and(|found| found.kind() == FileKind::Dir);
+                if is_dir && self.tree.replaces(dir)? {
+                    hiding.push(dir.to_owned());
+                }
+            }
+        }
+        let mut known: HashSet<_> = out.iter().map(|change| change.path.clone()).collect();
+        for dir in hiding {
+            if known.insert(dir.clone()) {
+                out.push(self.dir_as_it_shows(&dir)?);
+            }
+            self.add_hidden_below(&dir, &mut known, out)?;
+        }
+        Ok(())
+    }
+
+    fn dir_as_it_shows(&self, path: &RelPath) -> Result<Change, FsError> {
+        let found = self.find_lower(path)?.ok_or(FsError::NotFound)?;
+        let meta = OwnAttr::of(&found.attr(NodeId::ROOT)).into();
+        Ok(Change { path: path.to_owned(), object: Some(NewObject::Dir(meta)) })
+    }
+
+    fn add_hidden_below(
+        &self,
+        dir: &RelPath,
+        known: &mut HashSet<RelPathBuf>,
+        out: &mut Vec<Change>,
+    ) -> Result<(), FsError> {
+        let shown = self.tree.list(dir, self.perspective())?;
+        for (name, kind) in self.tree.base().list(dir)?.unwrap_or_default() {
+            let path = dir.join(&name);
+            let change = match shown.get(&name) {
+                None => Change { path, object: None },
+                Some(FileKind::Dir) if kind == FileKind::Dir => {
+                    self.add_hidden_below(&path, known, out)?;
+                    self.dir_as_it_shows(&path)?
+                }
+                // A layer's record hides it, and stays.
+                Some(_) => continue,
+            };
+            if known.insert(change.path.clone()) {
+                out.push(change);
             }
         }
         Ok(())
@@ -193,6 +276,7 @@ impl View {
                 for name in names.keys() {
                     self.walk_moved(state, &lower.join(name), path.join(name), out)?;
                 }
+                self.walk_replaced(&path, |name| names.contains_key(name), out)?;
             }
             FileKind::File => {
                 let node = self.record_content(state, lower, &found);
@@ -214,7 +298,7 @@ impl View {
     }
 
     /// Records that the content of a lower file counts, and returns what its names have in common.
-    fn record_content(&self, state: &mut State, lower: &RelPath, found: &Found) -> NodeId {
+    pub(super) fn record_content(&self, state: &mut State, lower: &RelPath, found: &Found) -> NodeId {
         let (content, node) = match found {
             Found::Base(stat) => (Some(ContentSeen::Real(stat.identity)), NodeId(stat.identity.ino)),
             Found::Virtual(_, record) => {

@@ -125,6 +125,12 @@ impl Nodes {
         id
     }
 
+    /// Returns whether a file has a node already, under another name.
+    pub(super) fn is_known(&self, found: &Found) -> bool {
+        found.kind() == FileKind::File
+            && found.object_id().is_some_and(|lower_id| self.by_lower.contains_key(&lower_id))
+    }
+
     /// Makes or finds the node of a lower object and gives it the name `at`.
     pub(super) fn insert_lower(&mut self, at: (NodeId, &OsStr), lower: RelPathBuf, found: Found) -> NodeId {
         let lower_id = found.object_id();

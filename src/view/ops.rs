@@ -146,14 +146,20 @@ impl View {
             Err(FsError::NotFound) => {}
             Err(error) => return Err(error),
         }
-        if parent == NodeId::ROOT && self.tree.base().hides(&RelPath::ROOT.join(name)) {
-            return Err(FsError::NotPermitted);
-        }
+        self.refuse_hidden(state, parent, name)?;
         let body = make(self, state)?;
         let id = state.nodes.insert(body);
         state.nodes.name(id, (parent, name));
         self.touch_dir(state, parent)?;
         Ok(id)
+    }
+
+    /// Keeps tasks from making what a commit could not put in place.
+    fn refuse_hidden(&self, state: &State, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
+        match &state.nodes.dir(parent)?.lower {
+            Some(lower) if self.tree.base().hides(&lower.join(name)) => Err(FsError::NotPermitted),
+            _ => Ok(()),
+        }
     }
 
     fn add_file(
@@ -317,8 +323,11 @@ impl Filesystem for View {
             Err(FsError::NotFound) => {}
             Err(error) => return Err(error),
         }
-        // Both names must lead to one blob, so that a write through either shows in both.
-        self.copy_up(state, node, true)?;
+        self.refuse_hidden(state, parent, name)?;
+        if !matches!(state.nodes.get(node)?.body, Body::Symlink(_) | Body::Special(_)) {
+            // Both names must lead to one blob, so that a write through either shows in both.
+            self.copy_up(state, node, true)?;
+        }
         state.nodes.name(node, (parent, name));
         self.touch_dir(state, parent)?;
         self.attr_of(state, node)
@@ -350,6 +359,7 @@ impl Filesystem for View {
     ) -> Result<(), FsError> {
         let state = &mut *self.lock();
         let source = self.resolve(state, from, from_name)?;
+        self.refuse_hidden(state, to, to_name)?;
         let target = match self.resolve(state, to, to_name) {
             Ok(id) => Some(id),
             Err(FsError::NotFound) => None,

@@ -1,6 +1,6 @@
 //! Ending a run: splitting inputs and outputs, packing and storing the entry, committing the writes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use super::outputs::{self, PackedArchive};
 use super::restore::at;
 use super::unfinished::Unfinished;
 use super::{ProgressSink, Run, Workspace, WorkspaceError, chain, forgo, now_secs};
-use crate::archive::RecordKind;
 use crate::archive::restore::restore_object;
+use crate::archive::{Record, RecordKind};
 use crate::claim::{absent_record, encode_before};
-use crate::commit::{Journal, LayerPunch, plan};
+use crate::commit::{Journal, LayerPunch, plan, superseded};
 use crate::copy::copy_file;
 use crate::fingerprint::{InputStates, PathSet, encode, path_set_digest, strong_key};
 use crate::fs::{FsError, Timestamp};
@@ -25,7 +25,7 @@ use crate::proto::Outcome;
 use crate::recording::{ContentSeen, Observed};
 use crate::report::{Chunk, FinishReport, NotStored, TERMINAL_BYTES_MAX, WhyReport};
 use crate::state::{Dependency, PathState};
-use crate::tree::{Found, Perspective};
+use crate::tree::{Found, Layer, Perspective};
 use crate::view::{Change, NewObject, View, blob_name};
 
 /// A change with the task's logical state before it.
@@ -379,27 +379,16 @@ impl Workspace {
 
     /// Returns what the commit takes out of layers.
     fn punches_for(&self, asked: &Asked, changed: &[Changed]) -> Result<Vec<LayerPunch>, WorkspaceError> {
-        let mut punches = Vec::new();
-        for layer in self.tree.layers().iter() {
-            let owner = *layer.owner();
-            let mut seen = HashSet::new();
-            for Changed { change, before } in changed {
-                let records: Vec<_> = match change.object {
-                    Some(NewObject::Dir(_)) => layer.record(&change.path)?.into_iter().collect(),
-                    // A directory of the layer may have been in its place.
-                    _ => layer.archive().toc().subtree(&change.path).collect::<Result<_, _>>()?,
-                };
-                for record in records {
-                    if layer.is_punched(&record.path) || !seen.insert(record.path.clone()) {
-                        continue;
-                    }
-                    let own = owner == asked.owner && record.path == change.path;
-                    let before = if own { encode_before(before) } else { None };
-                    punches.push(LayerPunch { owner: *owner.0.as_bytes(), path: record.path, before });
-                }
-            }
-        }
-        Ok(punches)
+        let changes: Vec<_> = changed.iter().map(|changed| changed.change.clone()).collect();
+        let befores: HashMap<_, _> =
+            changed.iter().map(|changed| (&changed.change.path, &changed.before)).collect();
+        let superseded = superseded(&self.tree, &changes).map_err(FsError::from)?;
+        let punch = |(layer, record): (Arc<Layer>, Record)| {
+            let own = *layer.owner() == asked.owner;
+            let before = befores.get(&record.path).filter(|_| own).and_then(|before| encode_before(before));
+            LayerPunch { owner: *layer.owner().0.as_bytes(), path: record.path, before }
+        };
+        Ok(superseded.into_iter().map(punch).collect())
     }
 
     /// Replaces the task's claim: what this run changed, and what earlier ones did and it left alone.

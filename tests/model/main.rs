@@ -1,0 +1,144 @@
+//! Model tests: generated operations on views and on the live tree, without a mount, against a native
+//! directory that holds the merged content.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests own their input")]
+
+mod found;
+mod kernel;
+mod native;
+mod ops;
+mod recorded;
+mod snapshot;
+mod world;
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use vout::archive::restore::restore_object;
+use vout::commit::{Journal, plan as plan_commit, superseded};
+use vout::copy::copy_file;
+use vout::fs::{Filesystem, FsError};
+use vout::path::RelPath;
+use vout::tree::Found;
+use vout::view::{Change, View, blob_name};
+
+use crate::kernel::{Habits, Kernel};
+use crate::native::Native;
+use crate::ops::Op;
+use crate::world::{Plan, World};
+
+/// Applies `ops` to both and compares every answer, and the whole trees now and then.
+fn compare(kernel: &mut Kernel, native: &mut Native, ops: &[Op]) {
+    for (number, op) in ops.iter().enumerate() {
+        if let Op::ReadOpen(slot) | Op::StatOpen(slot) | Op::Seek(slot, ..) = op
+            && !native.is_unchanged(*slot)
+        {
+            continue;
+        }
+        let (ours, theirs) = (kernel.run(op), native.run(op));
+        assert_eq!(ours, theirs, "operation {number}, {op:?}: ours is left, native right");
+        if matches!(op, Op::Compare) {
+            same_trees(kernel, native, &format!("at operation {number}"));
+        }
+    }
+    same_trees(kernel, native, "at the end");
+}
+
+fn same_trees(kernel: &mut Kernel, native: &Native, when: &str) {
+    if let Some(difference) = kernel.snapshot().difference(&native.snapshot()) {
+        panic!("{when}, {difference}");
+    }
+}
+
+fn kernel_over(world: &World, fs: Arc<dyn Filesystem>, habits: Habits) -> Kernel {
+    let mut kernel = Kernel::new(fs, habits);
+    for path in &world.linked {
+        kernel.pin(path);
+    }
+    kernel
+}
+
+/// Runs `ops` in a view, then commits it, cut off after some steps and finished, and compares again.
+fn view_and_commit(plan: &Plan, ops: &[Op], habits: Habits, cut: usize) {
+    let mut world = World::new(plan);
+    let before = world.base().snapshot();
+    let view = world.view(habits.passthrough);
+    let mut kernel = kernel_over(&world, Arc::clone(&view) as _, habits);
+    compare(&mut kernel, &mut world.native, ops);
+    assert_eq!(world.base().snapshot().difference(&before), None, "a view wrote to the base");
+
+    let changes = view.changes().unwrap();
+    let steps = plan_commit(&changes, |lower| stage(&view, lower)).unwrap();
+    let whole = Journal { workspace: [0; 32], steps, punches: Vec::new() };
+    let cut = Journal { steps: whole.steps[..cut.min(whole.steps.len())].to_vec(), ..whole.clone() };
+    cut.apply(world.tree.base(), &world.staging).unwrap();
+    whole.apply(world.tree.base(), &world.staging).unwrap();
+    punch(&world, &changes);
+
+    // Names of a virtual file become files of their own when one of them is moved.
+    let virtual_links = plan.layers.iter().flatten().any(|(_, made)| matches!(made, world::Made::Link(_)));
+    let committed = Kernel::new(world.view(false), habits).snapshot();
+    let (committed, expected) = match virtual_links {
+        true => (committed.without_groups(), world.native.snapshot().without_groups()),
+        false => (committed, world.native.snapshot()),
+    };
+    assert_eq!(committed.difference(&expected), None, "committed, by {changes:#?}");
+}
+
+/// Makes a blob of lower content that was moved, as the engine does.
+fn stage(view: &View, lower: &RelPath) -> Result<u64, FsError> {
+    let blob = view.next_blob();
+    let name = blob_name(blob);
+    match view.tree().find(lower, view.perspective())?.unwrap() {
+        Found::Base(_) => {
+            let (dir, from) = view.tree().base().open_parent(lower)?;
+            let linked = rustix::fs::linkat(&dir, from, view.staging(), &name, rustix::fs::AtFlags::empty());
+            linked.or_else(|_| copy_file((&dir, from), (view.staging(), &name)))?;
+        }
+        Found::Virtual(layer, record) => {
+            let mtime = layer.mtime(&record);
+            let staging = std::os::fd::AsFd::as_fd(&**view.staging());
+            restore_object(layer.archive(), &record, staging, &name, mtime).unwrap();
+        }
+    }
+    Ok(blob)
+}
+
+/// Takes committed paths out of the layers, as the engine does.
+fn punch(world: &World, changes: &[Change]) {
+    for (layer, record) in superseded(&world.tree, changes).unwrap() {
+        layer.punch(&record.path, None);
+    }
+}
+
+/// Runs `ops` on the live tree, then makes everything real and compares the base itself.
+fn live_and_materialise(plan: &Plan, ops: &[Op], caches: bool) {
+    let mut world = World::new(plan);
+    let (live, materialiser) = world.live();
+    let mut kernel = Kernel::new(live, Habits { caches, passthrough: true });
+    compare(&mut kernel, &mut world.native, ops);
+    materialiser.subtree(RelPath::ROOT).unwrap();
+    assert_eq!(world.base().snapshot().difference(&world.native.snapshot()), None, "made real");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn view_is_a_native_directory_and_so_is_what_it_commits(
+        plan in world::plan(),
+        ops in prop::collection::vec(ops::op(), 1..40),
+        (caches, passthrough) in any::<(bool, bool)>(),
+        cut in 0_usize..20,
+    ) {
+        view_and_commit(&plan, &ops, Habits { caches, passthrough }, cut);
+    }
+
+    #[test]
+    fn live_tree_is_a_native_directory(
+        plan in world::plan(),
+        ops in prop::collection::vec(ops::op(), 1..40),
+        caches in any::<bool>(),
+    ) {
+        live_and_materialise(&plan, &ops, caches);
+    }
+}
