@@ -330,8 +330,8 @@ impl From<Stat> for BaseStat {
                 dev: stat.st_dev,
                 ino: stat.st_ino,
                 size_bytes: stat.st_size as u64,
-                mtime: time(stat.st_mtime, stat.st_mtime_nsec as u64),
-                ctime: time(stat.st_ctime, stat.st_ctime_nsec as u64),
+                mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+                ctime: time(stat.st_ctime, stat.st_ctime_nsec),
             },
             mode: stat.st_mode & 0o7777,
             nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
@@ -340,7 +340,7 @@ impl From<Stat> for BaseStat {
             rdev: stat.st_rdev as u32,
             blocks: stat.st_blocks as u64,
             block_size_bytes: stat.st_blksize as u32,
-            atime: time(stat.st_atime, stat.st_atime_nsec as u64),
+            atime: time(stat.st_atime, stat.st_atime_nsec),
         }
     }
 }

@@ -5,6 +5,9 @@
 //! crash the journal is applied again from the start: before the journal is published the old tree stands,
 //! afterwards the new one will.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -261,29 +264,62 @@ impl Journal {
     /// # Errors
     /// [`CommitError`] at the first step that fails; the ones before it stay.
     pub fn apply(&self, base: &Base, staging: &OwnedFd) -> Result<(), CommitError> {
-        let mut dirs = Vec::new();
-        for step in &self.steps {
-            match step {
-                Step::Remove(path) => base.remove_all(path).map_err(at(path))?,
-                Step::Dir(path, attributes) => {
-                    make_dir(base, path, attributes).map_err(at(path))?;
-                    dirs.push((path, attributes));
-                }
-                Step::Blob(path, blob) => put_blob(base, staging, path, *blob).map_err(at(path))?,
-                Step::Link { first, path } => link(base, first, path).map_err(at(path))?,
-                Step::Symlink(path, target, attributes) => {
-                    put_symlink(base, path, OsStr::from_bytes(target), attributes).map_err(at(path))?;
-                }
-                Step::Special(path, kind, rdev, attributes) => {
-                    put_special(base, path, *kind, *rdev, attributes).map_err(at(path))?;
-                }
-            }
+        self.apply_first(2 * self.steps.len(), base, staging)
+    }
+
+    /// Stops after so many moves: a step at a time, then the attributes of a directory at a time.
+    pub(crate) fn apply_first(
+        &self,
+        moves: usize,
+        base: &Base,
+        staging: &OwnedFd,
+    ) -> Result<(), CommitError> {
+        for step in self.steps.iter().take(moves) {
+            step.apply(base, staging).map_err(at(step.path()))?;
         }
-        // Filling a directory changes its time, and needs permissions that it may not end with.
-        for (path, attributes) in dirs.into_iter().rev() {
-            finish_dir(base, path, attributes).map_err(at(path))?;
+        // Filling a directory changes its time, and may need permissions that it does not keep.
+        for step in self.steps.iter().rev().take(moves.saturating_sub(self.steps.len())) {
+            step.settle_dir(base).map_err(at(step.path()))?;
         }
         Ok(())
+    }
+}
+
+impl Step {
+    fn path(&self) -> &RelPath {
+        match self {
+            Self::Remove(path)
+            | Self::Dir(path, _)
+            | Self::Blob(path, _)
+            | Self::Link { path, .. }
+            | Self::Symlink(path, ..)
+            | Self::Special(path, ..) => path,
+        }
+    }
+
+    fn apply(&self, base: &Base, staging: &OwnedFd) -> rustix::io::Result<()> {
+        match self {
+            Self::Remove(path) => base.remove_all(path),
+            Self::Dir(path, _) => make_dir(base, path),
+            Self::Blob(path, blob) => put_blob(base, staging, path, *blob),
+            Self::Link { first, path } => link(base, first, path),
+            Self::Symlink(path, target, attributes) => {
+                put_symlink(base, path, OsStr::from_bytes(target), attributes)
+            }
+            Self::Special(path, kind, rdev, attributes) => put_special(base, path, *kind, *rdev, attributes),
+        }
+    }
+
+    /// Gives a directory its final attributes.
+    fn settle_dir(&self, base: &Base) -> rustix::io::Result<()> {
+        let Self::Dir(path, attributes) = self else { return Ok(()) };
+        if path.is_root() {
+            set_attributes(base.root(), OsStr::new("."), attributes)?;
+        } else {
+            let (dir, name) = base.open_parent(path)?;
+            set_attributes(dir.as_fd(), name, attributes)?;
+        }
+        base.set_times(path, None, Some(SetTime::At(attributes.mtime)))
     }
 }
 
@@ -336,31 +372,27 @@ fn parent<'a>(base: &Base, path: &'a RelPath) -> rustix::io::Result<(OwnedFd, &'
     }
 }
 
-/// Makes a directory that can be filled.
-fn make_dir(base: &Base, path: &RelPath, attributes: &Attributes) -> rustix::io::Result<()> {
-    let attributes = &Attributes { mode: attributes.mode | 0o700, ..*attributes };
+/// Makes a directory that can be filled; its own attributes come last.
+fn make_dir(base: &Base, path: &RelPath) -> rustix::io::Result<()> {
     if path.is_root() {
-        return set_attributes(base.root(), OsStr::new("."), attributes);
+        return Ok(());
     }
-    if base.stat(path)?.is_some_and(|stat| stat.kind != FileKind::Dir) {
+    let there = base.stat(path)?;
+    if there.is_some_and(|stat| stat.kind != FileKind::Dir) {
         base.remove_all(path)?;
     }
     let (dir, name) = parent(base, path)?;
-    match rustix::fs::mkdirat(&dir, name, Mode::from_bits_truncate(0o700)) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(errno) => return Err(errno),
+    match rustix::fs::mkdirat(&dir, name, Mode::RWXU) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => match there {
+            Some(stat) if stat.mode & 0o700 != 0o700 => {
+                let mode = Mode::from_bits_truncate(stat.mode | 0o700);
+                rustix::fs::chmodat(&dir, name, mode, AtFlags::empty())
+            }
+            _ => Ok(()),
+        },
+        Err(errno) => Err(errno),
     }
-    set_attributes(dir.as_fd(), name, attributes)
-}
-
-fn finish_dir(base: &Base, path: &RelPath, attributes: &Attributes) -> rustix::io::Result<()> {
-    if path.is_root() {
-        set_attributes(base.root(), OsStr::new("."), attributes)?;
-    } else {
-        let (dir, name) = base.open_parent(path)?;
-        set_attributes(dir.as_fd(), name, attributes)?;
-    }
-    base.set_times(path, None, Some(SetTime::At(attributes.mtime)))
 }
 
 fn set_attributes(dir: std::os::fd::BorrowedFd<'_>, name: &OsStr, to: &Attributes) -> rustix::io::Result<()> {

@@ -34,6 +34,7 @@ pub fn miss_details(reason: &MissReason) -> Vec<String> {
             let archive = quote(archive.as_os_str().as_encoded_bytes());
             vec![format!("archive {archive} cannot be used: {}", plain(problem))]
         }
+        MissReason::Storage(problem) => vec![format!("the cache cannot be used: {}", plain(problem))],
     }
 }
 
@@ -72,7 +73,7 @@ pub fn not_stored(reason: &NotStored) -> String {
         ),
         NotStored::Outlived(processes) => outlived(processes),
         NotStored::SessionDied(problem) => {
-            format!("the task's view of the workspace ended early: {}", plain(problem))
+            format!("the task's view of the workspace failed: {}", plain(problem))
         }
         NotStored::Unarchivable { path, problem } => {
             format!("output {} cannot be archived: {}", quote_path(path), plain(problem))
@@ -212,7 +213,7 @@ mod tests {
             (processes(7), "still running when the task ended: 'p0', 'p1', 'p2', 'p3', 'p4' (and 2 more)"),
             (
                 NotStored::SessionDied("connection reset".into()),
-                "the task's view of the workspace ended early: connection reset",
+                "the task's view of the workspace failed: connection reset",
             ),
             (
                 NotStored::Unarchivable { path: path("s"), problem: "it is a socket".into() },

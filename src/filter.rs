@@ -41,6 +41,9 @@ pub const ALTERNATIVES_MAX: usize = 256;
 /// Most components of a pattern.
 pub const COMPONENTS_MAX: usize = 60;
 
+/// Where git keeps a repository.
+const REPOSITORY: &str = ".git";
+
 /// A filter, ready to match.
 #[derive(Debug, Clone)]
 pub struct Filter {
@@ -89,6 +92,13 @@ impl Filter {
     pub fn selects(&self, path: &RelPath, found_automatically: bool) -> bool {
         ((self.auto && found_automatically) || self.positive.iter().any(|glob| glob.matches(path)))
             && !self.excludes(path)
+    }
+
+    /// Returns whether a path that the task wrote is an output. The repository's own files are only if a
+    /// glob says so: a hit must not put back an old state of the repository.
+    #[must_use]
+    pub fn selects_output(&self, path: &RelPath) -> bool {
+        self.selects(path, path.components().next().is_none_or(|first| first != REPOSITORY))
     }
 
     /// Returns whether a negative glob matches `path`, so that it never counts.

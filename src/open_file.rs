@@ -57,12 +57,8 @@ impl OpenFile for RealFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<(), FsError> {
-        if data_only {
-            self.file.sync_data()?;
-        } else {
-            self.file.sync_all()?;
-        }
-        Ok(())
+        let synced = if data_only { self.file.sync_data() } else { self.file.sync_all() };
+        Ok(synced?)
     }
 
     fn allocate(&self, mode: u32, offset: u64, length_bytes: u64) -> Result<(), FsError> {
@@ -121,7 +117,7 @@ impl OpenFile for FrameFile {
 /// Opens a virtual file for reading: from the frames where it is small, else hydrated into the blob store.
 ///
 /// # Errors
-/// [`FsError::Corrupt`] where the archive is damaged; [`FsError::Os`] where the store cannot be written.
+/// [`FsError::Corrupt`] where the archive is damaged; [`FsError::Os`] where the store cannot be used.
 pub fn open_virtual(
     store: &Store,
     archive: &Arc<Archive>,
@@ -131,21 +127,34 @@ pub fn open_virtual(
     let RecordKind::File { size_bytes, content, .. } = &record.kind else {
         return Err(FsError::InvalidArgument);
     };
+    let from_frames = |token| {
+        let (archive, record) = (Arc::clone(archive), record.clone());
+        Arc::new(FrameFile { archive, record, size_bytes: *size_bytes, _token: token })
+    };
     if *size_bytes <= SERVED_FROM_FRAMES_BYTES_MAX {
-        return Ok(Arc::new(FrameFile {
-            archive: Arc::clone(archive),
-            record: record.clone(),
-            size_bytes: *size_bytes,
-            _token: token,
-        }));
+        return Ok(from_frames(token));
     }
     let digest = content.ok_or_else(|| FsError::Corrupt(format!("{:?} has no content hash", record.path)))?;
+    match hydrate(store, archive, record, digest) {
+        Ok(blob) => Ok(Arc::new(RealFile::new(blob, token))),
+        // Slower, but a full disk is no reason not to read.
+        Err(FsError::Os(error)) if cannot_be_written(&error) => Ok(from_frames(token)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns a virtual file's blob, decompressing it if that was not done yet.
+fn hydrate(store: &Store, archive: &Archive, record: &Record, digest: Digest) -> Result<File, FsError> {
     if let Some(blob) = store.blob(digest)? {
-        return Ok(Arc::new(RealFile::new(blob, token)));
+        return Ok(blob);
     }
     let temp = store.create_temp()?;
     archive.copy_to(record, temp.file())?;
-    Ok(Arc::new(RealFile::new(temp.publish_blob(digest)?, token)))
+    Ok(temp.publish_blob(digest)?)
+}
+
+fn cannot_be_written(error: &std::io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOSPC | Errno::DQUOT | Errno::ROFS))
 }
 
 /// Returns whether a virtual file was decompressed into the blob store.

@@ -7,6 +7,9 @@ use serde_bytes::ByteBuf;
 
 use crate::path::RelPathBuf;
 
+/// Terminal output in bytes beyond which a run is not stored; what exceeds it is not even kept.
+pub const TERMINAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// A terminal stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stream {
@@ -82,6 +85,8 @@ pub enum MissReason {
         /// What is wrong with it.
         problem: String,
     },
+    /// The store or the index cannot be used.
+    Storage(String),
 }
 
 /// Why the result of a run was not stored.

@@ -5,13 +5,12 @@
 //! claims/<uuid>.toc         what of a task's outputs lies in a workspace
 //! blobs/<2 hex>/<64 hex>    hydrated files by content hash; only a cache
 //! blobs/boot                boot of the machine in which the blobs were written
-//! staging/<uuid>/           upper layer of one view; locked by the process that uses it
-//! journal/<uuid>            commit in progress of the staging directory of the same name
-//! tmp/                      files without a final name yet
 //! index.sqlite              the index, see [`crate::index`]
-//! lock                      held shared by every open store, exclusively by a sweep
-//! .gitignore, CACHEDIR.TAG  keep version control and backups out
+//! CACHEDIR.TAG              keeps backups out
 //! ```
+//!
+//! and those of a work area, see [`WorkArea`]. The work area in use is another one, in the workspace, where
+//! files of the store could not be renamed into the workspace.
 //!
 //! A store may lie below a workspace that gets mounted over. After [`Store::open`] nothing here is opened
 //! by path any more: everything is relative to descriptors taken before the mount.
@@ -27,16 +26,16 @@ mod temp;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod work;
 
-use std::collections::HashSet;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -44,10 +43,10 @@ pub use self::blobs::Trimmed;
 use self::error::At as _;
 pub use self::error::StoreError;
 pub(crate) use self::lock::Gate;
-use self::lock::StoreLock;
 pub use self::staging::Leftovers;
 pub use self::sweep::{SweepError, Swept};
 pub use self::temp::TempFile;
+pub use self::work::WorkArea;
 
 /// Content of `CACHEDIR.TAG`, as <https://bford.info/cachedir/> has it.
 const CACHEDIR_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
@@ -64,7 +63,8 @@ const DIR_MODE: u32 = 0o700;
 #[derive(Debug)]
 pub struct Store {
     dirs: Arc<Dirs>,
-    lock: StoreLock,
+    /// Where runs work: the store's own area, or one in the workspace.
+    work: Arc<WorkArea>,
 }
 
 /// Something about the store that people should know.
@@ -76,8 +76,6 @@ pub enum StoreNotice {
     WritableByOthers(u32),
     /// The machine was started anew since the hydrated files were written; they are dropped.
     BlobsDropped,
-    /// Runs that were cut off left staging directories or journals behind.
-    Interrupted(Leftovers),
 }
 
 /// Descriptors of the store's directories.
@@ -85,16 +83,11 @@ pub enum StoreNotice {
 struct Dirs {
     /// For messages only.
     path: PathBuf,
-    root: OwnedFd,
     archives: OwnedFd,
     claims: OwnedFd,
     blobs: OwnedFd,
-    staging: OwnedFd,
-    journal: OwnedFd,
-    tmp: OwnedFd,
-    /// Ids of all files and directories that this store object made: a sweep takes what the index does not
-    /// know for a leftover, and these may merely not be in the index yet. A leaf in the lock order.
-    made: Mutex<HashSet<Uuid>>,
+    /// The area in the store's own directory: the store's lock and its temporary files.
+    own: Arc<WorkArea>,
 }
 
 impl Store {
@@ -110,33 +103,61 @@ impl Store {
         }
         let mut notices = Vec::new();
         let root = open_root(path, &mut notices)?;
-        let lock = StoreLock::shared(&root).at("lock", || path.join("lock"))?;
+        Self::in_dir(path, root, notices)
+    }
 
-        let sub = |name: &str| open_or_create_dir(root.as_fd(), path, name);
-        let (archives, claims, staging) = (sub("archives")?, sub("claims")?, sub("staging")?);
-        let (journal, tmp) = (sub("journal")?, sub("tmp")?);
-        let (blobs, dropped) = blobs::open_of_this_boot(root.as_fd(), tmp.as_fd(), path)?;
+    /// Makes a store that nobody will find again, for the time when the real one cannot be used. The next
+    /// sweep of `area` removes it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn throw_away(area: &Arc<WorkArea>) -> Result<Self, StoreError> {
+        let (path, root) = area.make_temp_dir()?;
+        let (store, _) = Self::in_dir(&path, root, Vec::new())?;
+        Ok(store.with_work_area(Arc::clone(area)))
+    }
+
+    /// Has runs work in `area` instead of in the store's own directory.
+    #[must_use]
+    pub fn with_work_area(self, area: Arc<WorkArea>) -> Self {
+        Self { work: area, ..self }
+    }
+
+    fn in_dir(
+        path: &Path,
+        root: OwnedFd,
+        mut notices: Vec<StoreNotice>,
+    ) -> Result<(Self, Vec<StoreNotice>), StoreError> {
+        let own = WorkArea::of_dir(path.into(), root)?;
+        let sub = |name: &str| open_or_create_dir(own.dir(), path, name);
+        let (archives, claims) = (sub("archives")?, sub("claims")?);
+        let (blobs, dropped) = blobs::open_of_this_boot(own.dir(), own.tmp(), path)?;
         if dropped {
             notices.push(StoreNotice::BlobsDropped);
         }
-        let made = Mutex::default();
-        let path = path.into();
-        let dirs = Dirs { path, root, archives, claims, blobs, staging, journal, tmp, made };
-        let store = Self { dirs: Arc::new(dirs), lock };
-        store.write_marker(".gitignore", b"*\n")?;
-        store.write_marker("CACHEDIR.TAG", CACHEDIR_TAG)?;
+        own.write_marker("CACHEDIR.TAG", CACHEDIR_TAG)?;
+        let work = Arc::clone(&own);
+        let dirs = Dirs { path: path.into(), archives, claims, blobs, own };
+        Ok((Self { dirs: Arc::new(dirs), work }, notices))
+    }
 
-        let left = store.leftovers()?;
-        if !left.is_empty() {
-            notices.push(StoreNotice::Interrupted(left));
-        }
-        Ok((store, notices))
+    /// Returns the area in which runs work.
+    #[must_use]
+    pub fn work(&self) -> &Arc<WorkArea> {
+        &self.work
+    }
+
+    /// Returns the areas in which cut off runs may have left something: the one in which runs work, and
+    /// the store's own if that is another.
+    pub fn work_areas(&self) -> impl Iterator<Item = &Arc<WorkArea>> {
+        let own = &self.dirs.own;
+        std::iter::once(&self.work).chain((!Arc::ptr_eq(own, &self.work)).then_some(own))
     }
 
     /// Returns the descriptor of the store's directory.
     #[must_use]
     pub fn dir(&self) -> BorrowedFd<'_> {
-        self.dirs.root.as_fd()
+        self.dirs.own.dir()
     }
 
     /// Returns the path the store was opened by, for display.
@@ -167,14 +188,6 @@ impl Store {
         open_file(self.dirs.claims.as_fd(), &claim_name(id))
     }
 
-    /// Opens a journal for reading.
-    ///
-    /// # Errors
-    /// Those of `openat2(2)`; `NotFound` where there is no such journal.
-    pub fn open_journal(&self, id: Uuid) -> io::Result<File> {
-        open_file(self.dirs.journal.as_fd(), &id.to_string())
-    }
-
     /// Removes an archive and returns whether there was one. Open descriptors of it stay good.
     ///
     /// # Errors
@@ -191,36 +204,12 @@ impl Store {
         self.remove(self.dirs.claims.as_fd(), "claims", id, &claim_name(id))
     }
 
-    /// Removes a journal and returns whether there was one, and makes that last: a commit whose journal
-    /// came back after a crash would be applied again.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn remove_journal(&self, id: Uuid) -> Result<bool, StoreError> {
-        let removed = self.remove(self.dirs.journal.as_fd(), "journal", id, &id.to_string())?;
-        rustix::fs::fsync(&self.dirs.journal).at("sync", || self.dirs.path.join("journal"))?;
-        Ok(removed)
-    }
-
     /// Returns the bytes of all archives.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn archive_bytes(&self) -> Result<u64, StoreError> {
         tree::file_bytes(self.dirs.archives.as_fd()).at("list", || self.dirs.path.join("archives"))
-    }
-
-    /// Returns whether a file of the store can be renamed into the directory `other`: same file system
-    /// and same mount.
-    ///
-    /// # Errors
-    /// Those of `statx(2)`.
-    pub fn same_device_as(&self, other: BorrowedFd<'_>) -> io::Result<bool> {
-        let place = |fd: BorrowedFd<'_>| {
-            let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
-            Ok::<_, Errno>((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id))
-        };
-        Ok(place(self.dir())? == place(other)?)
     }
 
     fn remove(&self, dir: BorrowedFd<'_>, dir_name: &str, id: Uuid, name: &str) -> Result<bool, StoreError> {
@@ -232,27 +221,8 @@ impl Store {
                 true
             }
         };
-        self.dirs.made().remove(&id);
+        self.dirs.own.made().remove(&id);
         Ok(removed)
-    }
-
-    /// Writes one of the files that only others read, if it is missing.
-    fn write_marker(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
-        let at = || self.dirs.path.join(name);
-        match rustix::fs::statat(self.dir(), name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => return Ok(()),
-            Err(Errno::NOENT) => {}
-            Err(errno) => return Err(StoreError::of("examine", at(), errno.into())),
-        }
-        let temp = self.create_temp()?;
-        io::Write::write_all(&mut temp.file(), content).at("write", at)?;
-        temp.publish_marker(name)
-    }
-}
-
-impl Dirs {
-    fn made(&self) -> MutexGuard<'_, HashSet<Uuid>> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -278,15 +248,21 @@ fn open_root(path: &Path, notices: &mut Vec<StoreNotice>) -> Result<OwnedFd, Sto
     }
     .at("open", || path.into())?;
 
-    let stat = rustix::fs::fstat(&root).at("examine", || path.into())?;
+    let mode = check_owner(path, &root)?;
+    if mode & 0o022 != 0 {
+        notices.push(StoreNotice::WritableByOthers(mode & 0o7777));
+    }
+    Ok(root)
+}
+
+/// Refuses a directory of another user; returns its mode.
+fn check_owner(path: &Path, dir: &OwnedFd) -> Result<u32, StoreError> {
+    let stat = rustix::fs::fstat(dir).at("examine", || path.into())?;
     let user = rustix::process::geteuid().as_raw();
     if stat.st_uid != user {
         return Err(StoreError::ForeignOwner { path: path.into(), owner: stat.st_uid, user });
     }
-    if stat.st_mode & 0o022 != 0 {
-        notices.push(StoreNotice::WritableByOthers(stat.st_mode & 0o7777));
-    }
-    Ok(root)
+    Ok(stat.st_mode)
 }
 
 /// Opens the directory `name` of the store at `path`.

@@ -2,10 +2,12 @@
 //!
 //! | part | does |
 //! |---|---|
+//! | `open` | store, index, and what takes their place where they cannot be used |
 //! | `lookup` | from a task to an entry, or to the reason why there is none |
 //! | `hit` | puts an entry's outputs in place: as a layer, or written out |
 //! | `restore` | writes outputs into the base |
 //! | `run`, `finish`, `outputs` | a run from its view to its entry and its commit |
+//! | `unfinished` | commits that stopped half-way |
 //! | `mounts` | what changes when a live mount comes and goes; recovery |
 //! | `admin` | what people ask about the cache |
 //!
@@ -18,9 +20,13 @@ mod finish;
 mod hit;
 mod lookup;
 mod mounts;
+mod open;
 mod outputs;
 mod restore;
 mod run;
+#[cfg(test)]
+mod tests;
+mod unfinished;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::error::Error;
@@ -34,13 +40,12 @@ use thiserror::Error;
 use uuid::Uuid;
 
 pub use self::run::Run;
+use self::unfinished::Unfinished;
 use crate::archive::restore::RestoreError;
 use crate::archive::{Archive, ArchiveError, Manifest, ManifestError};
-use crate::base::Base;
 use crate::claim::Claimed;
 use crate::commit::CommitError;
 use crate::content::ContentHashes;
-use crate::digest::Digest;
 use crate::filter::FilterError;
 use crate::fs::{FsError, Invalidator};
 use crate::index::{Claim, Index, IndexError, TaskId, WorkspaceId};
@@ -83,6 +88,8 @@ pub struct Workspace {
     store: Arc<Store>,
     index: Arc<Index>,
     limits: Limits,
+    /// Why the store is a throw-away one, and nothing is cached.
+    fault: Option<String>,
     tree: Arc<Tree>,
     hashes: Arc<ContentHashes>,
     materialiser: Arc<Materialiser>,
@@ -94,6 +101,8 @@ pub struct Workspace {
     archives: Mutex<HashMap<Uuid, Weak<Archive>>>,
     /// Held while a run is stored and committed: one at a time.
     committing: Mutex<()>,
+    /// Commits whose journals are published and not carried out in full; only changed under `committing`.
+    unfinished: Mutex<Vec<Unfinished>>,
     commits: Mutex<Commits>,
     /// Tasks whose outputs were all in place at a moment.
     in_place: Mutex<HashMap<TaskId, InPlace>>,
@@ -118,7 +127,6 @@ struct Commits {
 /// What a task committed.
 struct Committed {
     number: u64,
-    owner: TaskId,
     task_name: String,
     paths: Vec<RelPathBuf>,
 }
@@ -130,6 +138,7 @@ struct InPlace {
 }
 
 /// What [`Workspace::begin`] found.
+#[expect(clippy::large_enum_variant, reason = "one per task, moved once")]
 pub enum Begun {
     /// Nothing has to run: outputs are in place.
     Hit {
@@ -179,6 +188,17 @@ pub enum WorkspaceError {
     /// The task's writes could not be committed.
     #[error("the writes of the task cannot be committed")]
     Commit(#[from] CommitError),
+    /// The base holds a part of what the task wrote.
+    #[error(
+        "the writes of a task are committed only in part; free some space, or see what is wrong, and the \
+         next run finishes it from {journal:?}"
+    )]
+    Unfinished {
+        /// What is left to do.
+        journal: PathBuf,
+        /// Where it stopped.
+        source: CommitError,
+    },
     /// A filter of the task.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -193,6 +213,15 @@ pub enum WorkspaceError {
         /// The operating system's answer.
         source: io::Error,
     },
+    /// Neither the store nor the workspace can be written.
+    #[error("nothing can run: the store cannot be used, and neither can the workspace in its place: {work}")]
+    NoStorage {
+        /// What is wrong with the workspace.
+        work: String,
+        /// What is wrong with the store.
+        #[source]
+        store: Box<Self>,
+    },
     /// The workspace's directory.
     #[error("the workspace {path:?} cannot be opened")]
     Root {
@@ -201,6 +230,13 @@ pub enum WorkspaceError {
         /// The operating system's answer.
         source: io::Error,
     },
+}
+
+impl WorkspaceError {
+    /// Returns whether only the cache is at fault, so that a build can go on without it.
+    fn is_of_cache(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::Index(_) | Self::Manifest(_))
+    }
 }
 
 impl From<SweepError> for WorkspaceError {
@@ -213,57 +249,6 @@ impl From<SweepError> for WorkspaceError {
 }
 
 impl Workspace {
-    /// Opens the workspace and recovers what a crash left.
-    ///
-    /// # Errors
-    /// [`WorkspaceError`] where store or index cannot be used.
-    pub fn open(options: OpenOptions) -> Result<Self, WorkspaceError> {
-        let OpenOptions { root, root_dir, store: store_path, limits, passthrough } = options;
-        let hidden = store_path.strip_prefix(&root).ok().and_then(|below| {
-            use std::os::unix::ffi::OsStrExt;
-            RelPathBuf::new(below.as_os_str().as_bytes()).ok().filter(|below| !below.is_root())
-        });
-        let base = Base::new(root_dir, hidden.into_iter().collect())
-            .map_err(|source| WorkspaceError::Root { path: root.clone(), source })?;
-        let (store, notices) = Store::open(&store_path)?;
-        for notice in notices {
-            tracing::info!(?notice, "store");
-        }
-        let (index, opened) = Index::open(store.dir(), &store_path)?;
-        tracing::info!(?opened, path = ?index.path(), "index");
-        let (store, index) = (Arc::new(store), Arc::new(index));
-        let id = WorkspaceId(Digest::of(root.as_os_str().as_encoded_bytes()));
-        let tree = Arc::new(Tree::new(Arc::new(base)));
-        let hashes = Arc::new(ContentHashes::new(Some(Arc::clone(&index))));
-        let materialiser = Arc::new(Materialiser {
-            tree: Arc::clone(&tree),
-            index: Arc::clone(&index),
-            workspace: id,
-            hashes: Arc::clone(&hashes),
-        });
-        let workspace = Self {
-            root,
-            id,
-            store,
-            index,
-            limits,
-            tree,
-            hashes,
-            materialiser,
-            touched: Arc::default(),
-            passthrough,
-            mounted: Mutex::default(),
-            archives: Mutex::default(),
-            committing: Mutex::default(),
-            commits: Mutex::default(),
-            in_place: Mutex::default(),
-            running: Mutex::default(),
-            idle: Condvar::new(),
-        };
-        workspace.recover()?;
-        Ok(workspace)
-    }
-
     /// Looks a task up: applies a hit, or opens a view for it to run in.
     ///
     /// Where the same task is running already, waits for it: most likely it leaves a hit.
@@ -333,12 +318,15 @@ impl Workspace {
         }
     }
 
-    fn remove_archives(&self, archives: &[Uuid]) -> Result<(), StoreError> {
-        archives.iter().try_for_each(|id| self.store.remove_archive(*id).map(drop))
+    /// Removes archives that nothing refers to; what stays is swept later.
+    fn remove_archives(&self, archives: &[Uuid]) {
+        for id in archives {
+            forgo("remove an archive", self.store.remove_archive(*id));
+        }
     }
 
-    fn save_hashes(&self) -> Result<(), IndexError> {
-        self.hashes.save()
+    fn save_hashes(&self) {
+        forgo("save content hashes", self.hashes.save());
     }
 }
 
@@ -362,6 +350,11 @@ fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Goes on without something that only the cache needs.
+fn forgo<T>(what: &str, result: Result<T, impl Error>) -> Option<T> {
+    result.inspect_err(|error| tracing::warn!(error = chain(error), "could not {what}")).ok()
 }
 
 /// Returns the present time in seconds since the epoch.

@@ -94,11 +94,11 @@ fn make(root: &Path, plans: &[Planned]) {
         let done = match &plan.what {
             What::Dir => fs::create_dir_all(&at),
             What::Symlink(target) => symlink(target, &at),
-            What::File(bytes) if !at.exists() => fs::write(&at, bytes),
-            What::Large(length) if !at.exists() => {
+            What::File(bytes) if at.symlink_metadata().is_err() => fs::write(&at, bytes),
+            What::Large(length) if at.symlink_metadata().is_err() => {
                 fs::write(&at, (0..*length).map(|i| i.to_le_bytes()[1]).collect::<Vec<_>>())
             }
-            What::Sparse(runs, tail) if !at.exists() => make_sparse(&at, runs, *tail),
+            What::Sparse(runs, tail) if at.symlink_metadata().is_err() => make_sparse(&at, runs, *tail),
             What::HardLink(index) if !files.is_empty() => {
                 fs::hard_link(index.get::<std::path::PathBuf>(&files), &at)
             }

@@ -30,11 +30,9 @@ pub(crate) fn load(root: &Path) -> Result<Option<Config>, CommandError> {
 
 /// Finds the workspace at `explicit` or around the current directory, and its store.
 pub(crate) fn place(surroundings: &Surroundings, explicit: Option<&Path>) -> Result<Place, CommandError> {
-    Place::find(
-        surroundings,
-        explicit,
-        |root| Ok(load(root)?.and_then(|config| config.cache().store.clone())),
-    )
+    Place::find(surroundings, explicit, |root| {
+        Ok(load(root)?.map(|config| config.cache().clone()).unwrap_or_default())
+    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use vout::limits::Limits;
 use vout::proto::{Event, PROTOCOL_VERSION, Request};
 use vout::report::Progress;
 use vout::wire;
@@ -176,6 +177,24 @@ fn connect(socket: &Path) -> Result<Option<UnixStream>, CommandError> {
     }
 }
 
+/// Unmounts what a killed daemon left at `path`.
+pub(crate) fn clear_dead(path: &Path) -> Result<(), CommandError> {
+    let program = daemon_program(&std::env::current_exe().attempted("find the program that is running")?);
+    let output = Command::new(&program)
+        .arg("--clear-dead")
+        .arg(path)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .attempted(format_args!("start {program:?}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let mut error = CommandError::user(format_args!("{} cannot be unmounted", path.display()));
+    error.causes.extend(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned));
+    Err(error.hint(format!("umount -l {}", path.display())))
+}
+
 /// Starts the daemon and waits until it can be connected to.
 fn start(place: &Place) -> Result<(), CommandError> {
     let ourselves = std::env::current_exe().attempted("find the program that is running")?;
@@ -198,6 +217,7 @@ fn start(place: &Place) -> Result<(), CommandError> {
         .args([OsString::from("--store"), place.store.clone().into()])
         .args([OsString::from("--socket"), place.runtime.socket().into()])
         .args([OsString::from("--log"), log_path.into()])
+        .args(limit_arguments(&place.limits))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -209,6 +229,21 @@ fn start(place: &Place) -> Result<(), CommandError> {
     let mut error = CommandError::internal(format_args!("{PROGRAM} did not start ({status})"));
     error.causes.extend(if said.is_empty() { log_tail(&mut log, log_start) } else { said });
     Err(error.hint(format!("its log is {}", log_path.display())))
+}
+
+fn limit_arguments(limits: &Limits) -> [String; 8] {
+    // By name, so that a new limit is not forgotten here.
+    let Limits { bytes_max, age_max_secs, entries_per_task_max, blob_bytes_max } = limits;
+    [
+        "--archive-bytes-max".to_owned(),
+        bytes_max.to_string(),
+        "--hydrated-bytes-max".to_owned(),
+        blob_bytes_max.to_string(),
+        "--age-max-secs".to_owned(),
+        age_max_secs.to_string(),
+        "--entries-per-task-max".to_owned(),
+        entries_per_task_max.to_string(),
+    ]
 }
 
 /// Returns `None` once the daemon can be connected to, or else the lines in which it said why not.

@@ -157,7 +157,7 @@ impl Rung {
     fn sentence(self) -> &'static str {
         match self {
             Self::ExplicitOnly => {
-                "5 of 5: no views. Declare inputs and outputs as globs; hits are restored eagerly."
+                "5 of 5: no views. Tasks run and nothing is stored; hits are restored eagerly."
             }
             Self::Elsewhere => "4 of 5: views at another path, so absolute paths differ in a task.",
             Self::UserNamespace => "3 of 5: views in place, in a user namespace.",

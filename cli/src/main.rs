@@ -51,8 +51,14 @@ fn dispatch(command: &Command) -> Result<ExitCode, CommandError> {
 }
 
 /// Takes what of the process's surroundings the commands depend on.
+///
+/// Afterwards the current directory is `/`: it may lie in the mount, which we must not keep busy, or in one
+/// that is about to be replaced.
 fn surroundings() -> Result<Surroundings, CommandError> {
     #[expect(clippy::disallowed_methods, reason = "the one place that asks")]
-    let cwd = std::env::current_dir().attempted("find the current directory")?;
+    let cwd = std::env::current_dir()
+        .attempted("find the current directory")
+        .map_err(|error| error.hint("if it was unmounted or replaced, `cd .` goes to what is there now"))?;
+    std::env::set_current_dir("/").attempted("leave the current directory")?;
     Ok(Surroundings { cwd, env: std::env::vars_os().collect() })
 }

@@ -34,8 +34,14 @@ pub(crate) fn mount(args: &MountArgs, surroundings: &Surroundings) -> Result<Exi
 /// Unmounts a workspace.
 pub(crate) fn unmount(args: &UnmountArgs, surroundings: &Surroundings) -> Result<ExitCode, CommandError> {
     let place = config::place(surroundings, args.workspace.as_deref())?;
-    let Some(connection) = Connection::existing(&place)? else {
-        return Err(CommandError::user(format_args!("{:?} is not mounted", place.root)));
+    let connection = match Connection::existing(&place)? {
+        Some(connection) => connection,
+        // A daemon that was killed may have left layers that are still to be written out.
+        None if place.store.is_dir() => Connection::open(&place)?,
+        None => {
+            output::note(format!("{} is not mounted", place.root.display()));
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     connection.send(&Request::Unmount { discard: args.discard })?;
     let mut display = ProgressDisplay::bar_or_lines();

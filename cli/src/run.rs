@@ -68,12 +68,8 @@ fn prepare<'a>(args: &'a RunArgs, surroundings: &'a Surroundings) -> Result<Run<
     let mut config: Option<Config> = None;
     let place = Place::find(surroundings, None, |root| {
         config = config::load(root)?;
-        Ok(config.as_ref().and_then(|config| config.cache().store.clone()))
+        Ok(config.as_ref().map(|config| config.cache().clone()).unwrap_or_default())
     })?;
-    // The store may have come from the environment, without a look at the configuration.
-    if config.is_none() && args.command.is_empty() {
-        config = config::load(&place.root)?;
-    }
     let tasks = Tasks::requested(args, config.as_ref(), &place, surroundings)?;
     Ok(Run { args, surroundings, place, tasks })
 }

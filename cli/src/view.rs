@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rustix::process::Signal;
@@ -25,7 +25,7 @@ use vout::proto::{Failure, FailureKind, Outcome};
 use vout::wire;
 
 use self::children::{Children, Stdio3};
-use self::message::{Control, RunnerEvent, RunnerSpec};
+use self::message::{Control, Group, RunnerEvent, RunnerSpec};
 use self::namespace::{EnterError, TerminalFiles};
 use crate::error::{Attempted, CommandError, EXIT_INTERNAL, ErrorKind};
 use crate::workspace::directory;
@@ -48,11 +48,15 @@ pub(crate) fn main() -> Result<(), CommandError> {
         Err(EnterError::Denied(error)) => RunnerEvent::Denied(failure_of(error)),
         Err(EnterError::Failed(error)) => RunnerEvent::Failed(failure_of(error)),
     };
-    wire::send(&control, &event, &[]).attempted("tell how the task ended")
+    match wire::send(&control, &event, &[]) {
+        // A `vout run` that is gone, or has given up, has said so itself.
+        Err(error) if error.is_disconnect() => Ok(()),
+        told => told.attempted("tell how the task ended"),
+    }
 }
 
 fn run(spec: &RunnerSpec, stdin: Option<OwnedFd>, control: &UnixStream) -> Result<Outcome, EnterError> {
-    ignore_forwarded_signals()?;
+    let from_terminal = ignore_forwarded_signals()?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(io::Error::from)
         .attempted("become the task's subreaper")?;
@@ -69,7 +73,7 @@ fn run(spec: &RunnerSpec, stdin: Option<OwnedFd>, control: &UnixStream) -> Resul
     let children = Arc::new(Children::new(spec.group));
     watch_control(control, &children)?;
     let terminal = entered.as_ref().and_then(|entered| entered.terminal.as_ref());
-    let task = Task { spec, directory: &directory, stdin: stdin.as_ref(), terminal };
+    let task = Task { spec, directory: &directory, stdin: stdin.as_ref(), terminal, from_terminal };
     let outcome = task.run(&children)?;
     children.release();
     // Nothing of ours may keep the view busy while the daemon takes stock of it.
@@ -83,6 +87,8 @@ struct Task<'a> {
     directory: &'a Path,
     stdin: Option<&'a OwnedFd>,
     terminal: Option<&'a TerminalFiles>,
+    /// Set by the signals that a terminal sends to all of its foreground group.
+    from_terminal: Arc<AtomicBool>,
 }
 
 impl Task<'_> {
@@ -101,18 +107,25 @@ impl Task<'_> {
                 .and_then(|stdio| Ok((stdio, self.complaints()?)))
                 .attempted("hand out the terminal")?;
             exit_code = children.run(&mut command, &mut complaints, stdio).attempted("run the task")?;
-            if exit_code != 0 || children.interrupted() {
+            if exit_code != 0 || self.interrupted(children) {
                 break;
             }
         }
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut outlived = children.outlived();
-        let interrupted = children.interrupted();
+        let interrupted = self.interrupted(children);
         if interrupted {
             children.kill_all();
             outlived.clear();
         }
         Ok(Outcome { exit_code, interrupted, outlived, duration_ms })
+    }
+
+    /// Returns whether the task was cut short. In the terminal's group a command may have ended of Ctrl-C
+    /// before we are told of it, but not before we had the signal ourselves.
+    fn interrupted(&self, children: &Children) -> bool {
+        children.interrupted()
+            || self.spec.group == Group::Terminal && self.from_terminal.load(Ordering::Acquire)
     }
 
     fn stdio(&self) -> io::Result<Stdio3> {
@@ -136,13 +149,17 @@ impl Task<'_> {
     }
 }
 
-/// Installs handlers that do nothing. Unlike ignoring, that is undone in the commands by their exec.
-fn ignore_forwarded_signals() -> Result<(), CommandError> {
+/// Installs handlers that only note signals. Unlike ignoring, that is undone in the commands by their exec.
+///
+/// Returns what is set by the signals that a terminal sends.
+fn ignore_forwarded_signals() -> Result<Arc<AtomicBool>, CommandError> {
+    let (from_terminal, others) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for signal in FORWARDED {
-        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))
-            .attempted("take over a signal")?;
+        let by_terminal = signal == Signal::INT.as_raw() || signal == Signal::QUIT.as_raw();
+        let noted = if by_terminal { &from_terminal } else { &others };
+        signal_hook::flag::register(signal, Arc::clone(noted)).attempted("take over a signal")?;
     }
-    Ok(())
+    Ok(from_terminal)
 }
 
 /// Obeys `vout run` in a thread, and ends everything when it is gone.

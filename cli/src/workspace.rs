@@ -5,13 +5,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::OFlags;
+use vout::config::CacheConfig;
+use vout::limits::Limits;
+use vout::mountinfo::{self, FS_TYPE};
 use vout::path::{RelPath, RelPathBuf};
 use vout::runtime::RuntimePaths;
 
+use crate::daemon;
 use crate::error::{Attempted, CommandError};
+use crate::output;
 
 /// What marks a directory as a workspace.
 pub(crate) const MARKERS: [&str; 4] = ["vout.toml", "vite-task.json", ".git", ".vout"];
@@ -46,6 +51,8 @@ pub(crate) struct Place {
     pub(crate) root: PathBuf,
     /// Its store, absolute.
     pub(crate) store: PathBuf,
+    /// How much the store may hold; the daemon is told when it is started.
+    pub(crate) limits: Limits,
     /// Files of its daemon.
     pub(crate) runtime: RuntimePaths,
 }
@@ -53,12 +60,13 @@ pub(crate) struct Place {
 impl Place {
     /// Finds the workspace at `explicit`, or else around the current directory, and its store.
     ///
-    /// `configured_store` reads the store from the workspace's configuration.
+    /// `configured` reads the `[cache]` table of the workspace's configuration.
     pub(crate) fn find(
         surroundings: &Surroundings,
         explicit: Option<&Path>,
-        configured_store: impl FnOnce(&Path) -> Result<Option<PathBuf>, CommandError>,
+        configured: impl FnOnce(&Path) -> Result<CacheConfig, CommandError>,
     ) -> Result<Self, CommandError> {
+        revive(&surroundings.cwd.join(explicit.unwrap_or(Path::new(""))))?;
         let root = match explicit {
             Some(path) => resolve(&surroundings.cwd.join(path)).map_err(|error| {
                 CommandError::usage(format_args!("no workspace at {path:?}")).caused_by(&error)
@@ -69,15 +77,16 @@ impl Place {
             return Err(CommandError::user(format_args!("workspace path {root:?} is not UTF-8"))
                 .hint("rename the directory, or mount it elsewhere with `mount --bind`"));
         }
+        let cache = configured(&root)?;
         let store = match surroundings.var("VOUT_STORE") {
             Some(store) => surroundings.cwd.join(store),
-            None => configured_store(&root)?.map_or_else(|| root.join(STORE_DIR), |store| root.join(store)),
+            None => root.join(cache.store.as_deref().unwrap_or(Path::new(STORE_DIR))),
         };
         let store = resolve_store(&store);
         let directory = runtime_dir(surroundings)?;
         let runtime = RuntimePaths::new(&directory, &root, &store)
             .map_err(|error| CommandError::user("no room for the daemon's socket").caused_by(&error))?;
-        Ok(Self { root, store, runtime })
+        Ok(Self { root, store, limits: Limits::from(&cache), runtime })
     }
 
     /// Returns the absolute path of a directory of the workspace.
@@ -104,9 +113,39 @@ pub(crate) fn directory(root: &Path, below: &RelPath) -> PathBuf {
     if below.is_root() { root.to_owned() } else { root.join(below.as_path()) }
 }
 
-/// Returns the nearest directory at or above `cwd` with one of the [`MARKERS`].
+/// Unmounts what killed daemons left at or above `path`: nothing below such a mount can be looked at, and
+/// without a look at the workspace's configuration its next daemon cannot be started.
+fn revive(path: &Path) -> Result<(), CommandError> {
+    // `..` is the only thing that could lead out of a mount, and cannot be asked there.
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => drop(plain.pop()),
+            other => plain.push(other),
+        }
+    }
+    // Without /proc nothing is mounted as far as we can tell.
+    let mounts = mountinfo::mounts().unwrap_or_default();
+    let ours = mounts.iter().filter(|mount| mount.fs_type == FS_TYPE).map(|mount| &mount.mount_point);
+    // Outermost first: it is what hides the others.
+    for at in ours.filter(|at| plain.starts_with(at)) {
+        let dead = open_path(at).is_ok_and(mountinfo::is_dead);
+        if dead {
+            output::note(format!("the daemon that served {} was killed: unmounting it", at.display()));
+            daemon::clear_dead(at)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the nearest directory at or above `cwd` that is a workspace: it has one of the [`MARKERS`], or is
+/// mounted, which hides a store.
 fn enclosing(cwd: &Path) -> Result<PathBuf, CommandError> {
-    let is_workspace = |dir: &&Path| MARKERS.iter().any(|marker| dir.join(marker).symlink_metadata().is_ok());
+    let mounts = mountinfo::mounts().unwrap_or_default();
+    let is_workspace = |dir: &&Path| {
+        MARKERS.iter().any(|marker| dir.join(marker).symlink_metadata().is_ok())
+            || mounts.iter().any(|mount| mount.fs_type == FS_TYPE && mount.mount_point == *dir)
+    };
     cwd.ancestors().find(is_workspace).map(Path::to_owned).ok_or_else(|| {
         CommandError::usage(format_args!("no workspace around {cwd:?}")).hint(
             "a workspace is a directory with vout.toml, vite-task.json, .git or .vout in it; \
@@ -120,8 +159,12 @@ fn enclosing(cwd: &Path) -> Result<PathBuf, CommandError> {
 /// The kernel is asked for the name of an open descriptor: unlike a walk from the root, that is one
 /// request, and cannot be stopped half-way by a directory above that is not readable.
 pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
-    let file = OpenOptions::new().read(true).custom_flags(OFlags::PATH.bits().cast_signed()).open(path)?;
-    name_of(&file)
+    name_of(&open_path(path)?)
+}
+
+/// Opens `path` for nothing but naming it.
+fn open_path(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::PATH.bits().cast_signed()).open(path)
 }
 
 /// Returns one name for a store however it is spelt: daemons are told apart by it.
@@ -209,10 +252,11 @@ mod tests {
         let root = resolve(dir.path())?;
         let mut around = surroundings(&root, &root);
         fs::write(root.join("vout.toml"), "")?;
-        assert_eq!(Place::find(&around, None, |_| Ok(None))?.store, root.join(".vout"));
-        assert_eq!(Place::find(&around, None, |_| Ok(Some("s".into())))?.store, root.join("s"));
+        let cache = CacheConfig { store: Some("s".into()), ..CacheConfig::default() };
+        assert_eq!(Place::find(&around, None, |_| Ok(CacheConfig::default()))?.store, root.join(".vout"));
+        assert_eq!(Place::find(&around, None, |_| Ok(cache.clone()))?.store, root.join("s"));
         around.env.push(("VOUT_STORE".into(), "/elsewhere".into()));
-        assert_eq!(Place::find(&around, None, |_| Ok(Some("s".into())))?.store, Path::new("/elsewhere"));
+        assert_eq!(Place::find(&around, None, |_| Ok(cache))?.store, Path::new("/elsewhere"));
         Ok(())
     }
 
@@ -222,7 +266,12 @@ mod tests {
         let root = resolve(dir.path())?;
         fs::create_dir(root.join("real"))?;
         symlink("real", root.join("link"))?;
-        let place = Place::find(&surroundings(&root, &root), Some(Path::new("link")), |_| Ok(None))?;
+        let place =
+            Place::find(
+                &surroundings(&root, &root),
+                Some(Path::new("link")),
+                |_| Ok(CacheConfig::default()),
+            )?;
         assert_eq!(place.root, root.join("real"));
         assert_eq!(place.relative(&root, Path::new("link"))?.to_string(), ".");
         assert!(place.relative(&root, Path::new("/")).is_err());

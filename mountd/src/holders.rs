@@ -8,8 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
-
-use crate::mountinfo::MountEntry;
+use vout::mountinfo::MountEntry;
 
 /// Returns process id and command name of each process that uses `mount`, but for this one.
 ///

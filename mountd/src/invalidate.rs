@@ -18,7 +18,7 @@ use vout::fs::{Invalidator, NodeId};
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An [`Invalidator`] that queues; what is queued before the session exists waits for it.
-pub(crate) struct KernelInvalidator {
+pub struct KernelInvalidator {
     queue: Sender<Notice>,
 }
 
@@ -37,22 +37,28 @@ enum Notice {
 }
 
 impl KernelInvalidator {
-    pub(crate) fn start() -> io::Result<Arc<Self>> {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Where there is no thread to be had.
+    pub fn start() -> io::Result<Arc<Self>> {
         let (queue, notices) = mpsc::channel();
         thread::Builder::new().name("invalidate".into()).spawn(move || run(&notices))?;
         Ok(Arc::new(Self { queue }))
     }
 
-    pub(crate) fn attach(&self, notifier: Notifier) {
+    /// Names the session whose kernel is to be told.
+    pub fn attach(&self, notifier: Notifier) {
         self.post(Notice::Attach(notifier));
     }
 
-    pub(crate) fn stop(&self) {
+    /// Ends the thread: the session is over.
+    pub fn stop(&self) {
         self.post(Notice::Stop);
     }
 
     /// Waits until the kernel knows all that was posted so far.
-    pub(crate) fn flush(&self) {
+    pub fn flush(&self) {
         let (done, flushed) = mpsc::channel();
         self.post(Notice::Flush(done));
         match flushed.recv_timeout(FLUSH_TIMEOUT) {

@@ -23,13 +23,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
-use vout::limits::Limits;
 use vout::runtime::lock_of;
 use vout::workspace::{OpenOptions, Workspace, WorkspaceError};
 
-pub use self::options::{Options, UsageError};
+pub use self::options::{Options, Order, UsageError};
 use crate::activity::{Activity, Reason};
-use crate::live::{FUSE_DEVICE_PATH, clear_dead};
+use crate::live::{clear_dead, open_device};
 use crate::server::{Server, ServerOptions};
 
 /// Variable with the log filter.
@@ -88,11 +87,15 @@ struct Claim {
     _lock: File,
 }
 
-/// Runs the daemon with the arguments of the process.
+/// Does what the arguments of the process ask for.
 #[must_use]
 pub fn main() -> ExitCode {
-    let started = Options::parse(std::env::args_os().skip(1)).map_err(StartError::Usage);
-    match started.and_then(|options| run(&options)) {
+    let order = Order::parse(std::env::args_os().skip(1)).map_err(StartError::Usage);
+    let done = order.and_then(|order| match order {
+        Order::Serve(options) => run(&options),
+        Order::ClearDead(path) => clear(&path),
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "not started");
@@ -144,10 +147,15 @@ fn run(options: &Options) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Clears what a killed daemon left: its client cannot start another one before it has seen the workspace.
+fn clear(path: &Path) -> Result<(), StartError> {
+    clear_dead(path).map(drop).map_err(|source| path_error(path, "freed from a dead mount", source))
+}
+
 /// Opens the workspace's directory, and then everything else: it must not be a mount of ours.
 fn open_server(options: &Options, activity: &Arc<Activity>) -> Result<Server, StartError> {
     let root = &options.workspace;
-    clear_dead(root).map_err(|source| path_error(root, "freed from a dead mount", source))?;
+    clear(root)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(root, flags, Mode::empty());
     let opened = opened.and_then(|root_dir| Ok((rustix::fs::fstat(&root_dir)?, root_dir)));
@@ -158,13 +166,13 @@ fn open_server(options: &Options, activity: &Arc<Activity>) -> Result<Server, St
         root: root.clone(),
         root_dir,
         store: options.store.clone(),
-        limits: Limits::default(),
+        limits: options.limits.clone(),
         passthrough,
     })?;
     let options = ServerOptions {
         root: root.clone(),
         root_id: (stat.st_dev, stat.st_ino),
-        fuse: Path::new(FUSE_DEVICE_PATH).exists(),
+        fuse: open_device().is_ok(),
         passthrough,
     };
     Ok(Server::new(workspace, options, Arc::clone(activity)))

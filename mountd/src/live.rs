@@ -14,42 +14,69 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use thiserror::Error;
+use vout::mountinfo::{FS_TYPE, is_dead, mount_at};
 use vout::wire::{self, WireError};
 
 use crate::adapter::Adapter;
 use crate::holders::holders;
 use crate::invalidate::KernelInvalidator;
-use crate::mountinfo::{FS_TYPE, mount_at};
 use crate::session::{ServeError, Session, SessionEnd};
 
 /// Set-user-id helper that mounts for those who may not; by its path, as `PATH` is the user's.
 const FUSERMOUNT: &str = "/usr/bin/fusermount3";
 
 /// The device of FUSE.
-pub(crate) const FUSE_DEVICE_PATH: &str = "/dev/fuse";
+pub const FUSE_DEVICE_PATH: &str = "/dev/fuse";
+
+/// Opens [`FUSE_DEVICE_PATH`]. Where this is refused, set-user-id helpers are refused as well.
+pub(crate) fn open_device() -> Result<OwnedFd, Errno> {
+    rustix::fs::open(FUSE_DEVICE_PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+}
 
 /// How long the session may take to notice that its mount is gone.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a mount could not be made or taken away.
 #[derive(Debug, Error)]
-pub(crate) enum LiveError {
+pub enum LiveError {
     /// Somebody uses it.
     #[error("{at:?} is in use")]
-    Busy { at: PathBuf, holders: Vec<(u32, String)> },
+    Busy {
+        /// Where.
+        at: PathBuf,
+        /// Process ids and command names, as far as they can be found out.
+        holders: Vec<(u32, String)>,
+    },
     /// The operating system refused.
     #[error("{at:?} cannot be {action}")]
-    Os { at: PathBuf, action: &'static str, source: io::Error },
+    Os {
+        /// Where.
+        at: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why it did not work.
+        source: io::Error,
+    },
     /// The helper refused.
     #[error("{FUSERMOUNT} refused {at:?}: {problem}")]
-    Helper { at: PathBuf, problem: String },
+    Helper {
+        /// Where.
+        at: PathBuf,
+        /// What it said.
+        problem: String,
+    },
     /// Mounted, but not served.
     #[error("{at:?} cannot be served")]
-    Serve { at: PathBuf, source: ServeError },
+    Serve {
+        /// Where.
+        at: PathBuf,
+        /// Why not.
+        source: ServeError,
+    },
 }
 
 /// A mount that this daemon serves.
-pub(crate) struct LiveMount {
+pub struct LiveMount {
     at: PathBuf,
     session: Session,
     invalidator: Arc<KernelInvalidator>,
@@ -58,8 +85,12 @@ pub(crate) struct LiveMount {
 }
 
 impl LiveMount {
-    /// Mounts `adapter` over the directory `at`.
-    pub(crate) fn mount(
+    /// Mounts `adapter` over the directory `at`; `on_end` is called from the session's thread after the
+    /// last request.
+    ///
+    /// # Errors
+    /// [`LiveError`].
+    pub fn mount(
         at: &Path,
         adapter: Adapter,
         invalidator: Arc<KernelInvalidator>,
@@ -82,26 +113,33 @@ impl LiveMount {
         Ok(Self { at: at.to_owned(), session, invalidator, unmounting: AtomicBool::new(false) })
     }
 
-    pub(crate) fn at(&self) -> &Path {
+    /// Returns where it is mounted.
+    #[must_use]
+    pub fn at(&self) -> &Path {
         &self.at
     }
 
-    pub(crate) fn invalidator(&self) -> &KernelInvalidator {
+    /// Returns what tells the kernel about changes.
+    #[must_use]
+    pub fn invalidator(&self) -> &KernelInvalidator {
         &self.invalidator
     }
 
     /// Returns whether the end of the session is our doing.
-    pub(crate) fn is_unmounting(&self) -> bool {
+    pub fn is_unmounting(&self) -> bool {
         self.unmounting.load(Ordering::Acquire)
     }
 
     /// Returns who uses the mount.
-    pub(crate) fn holders(&self) -> Vec<(u32, String)> {
+    pub fn holders(&self) -> Vec<(u32, String)> {
         mount_at(&self.at).ok().flatten().map(|mount| holders(&mount)).unwrap_or_default()
     }
 
     /// Takes the mount away.
-    pub(crate) fn unmount(&self) -> Result<(), LiveError> {
+    ///
+    /// # Errors
+    /// [`LiveError::Busy`] where it is in use; any other [`LiveError`].
+    pub fn unmount(&self) -> Result<(), LiveError> {
         self.unmounting.store(true, Ordering::Release);
         let unmounted = unmount(&self.at, false);
         match &unmounted {
@@ -111,8 +149,16 @@ impl LiveMount {
         unmounted
     }
 
+    /// Cuts the connection; the mount stays, dead.
+    pub fn abort(&self) {
+        self.session.abort();
+    }
+
     /// Takes the mount out of the tree even if somebody uses it.
-    pub(crate) fn detach(&self) -> Result<(), LiveError> {
+    ///
+    /// # Errors
+    /// [`LiveError`].
+    pub fn detach(&self) -> Result<(), LiveError> {
         self.unmounting.store(true, Ordering::Release);
         unmount(&self.at, true)
     }
@@ -126,26 +172,37 @@ impl LiveMount {
 }
 
 /// Unmounts what a killed daemon left at `path`; returns whether there was something.
-pub(crate) fn clear_dead(path: &Path) -> io::Result<bool> {
+///
+/// # Errors
+/// Where it cannot be told, or not unmounted.
+pub fn clear_dead(path: &Path) -> io::Result<bool> {
     let mut cleared = false;
-    while is_dead_mount(path)? {
+    while let Some(root) = dead_mount(path)? {
         tracing::info!(?path, "unmounting what a dead daemon left");
-        unmount(path, true).map_err(io::Error::other)?;
+        // By its descriptor: by its name it might be a mount that somebody has put there meanwhile.
+        match rustix::mount::unmount(format!("/proc/self/fd/{}", root.as_raw_fd()), UnmountFlags::DETACH) {
+            Ok(()) => {}
+            // Somebody else was faster.
+            Err(Errno::INVAL) => {}
+            Err(Errno::PERM) => unmount_with_helper(path, true).map_err(io::Error::other)?,
+            Err(errno) => return Err(errno.into()),
+        }
         cleared = true;
     }
     Ok(cleared)
 }
 
-/// Returns whether the topmost mount at `path` is one of ours that nobody serves.
-fn is_dead_mount(path: &Path) -> io::Result<bool> {
-    let ours = mount_at(path)?.is_some_and(|mount| mount.fs_type == FS_TYPE);
-    // Unlike attributes, these numbers are never cached: the kernel has to ask.
-    let dead = |errno: Errno| errno == Errno::NOTCONN || errno == Errno::CONNABORTED;
-    Ok(ours && rustix::fs::statfs(path).is_err_and(dead))
+/// Opens the topmost mount at `path` if it is one of ours that nobody serves.
+fn dead_mount(path: &Path) -> io::Result<Option<OwnedFd>> {
+    if mount_at(path)?.is_none_or(|mount| mount.fs_type != FS_TYPE) {
+        return Ok(None);
+    }
+    let root = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(is_dead(&root).then_some(root))
 }
 
 fn mount_directly(at: &Path) -> io::Result<OwnedFd> {
-    let device = rustix::fs::open(FUSE_DEVICE_PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let device = open_device()?;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let options = format!(
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other",

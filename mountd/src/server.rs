@@ -31,7 +31,7 @@ pub(crate) struct ServerOptions {
     pub(crate) root: PathBuf,
     /// Device and inode of its directory, taken before anything was mounted over it.
     pub(crate) root_id: (u64, u64),
-    /// Whether runs get views: there is a `/dev/fuse`.
+    /// Whether runs get views: there is a `/dev/fuse`, and we may use it.
     pub(crate) fuse: bool,
     /// Whether sessions ask for passthrough.
     pub(crate) passthrough: bool,
@@ -89,6 +89,9 @@ impl Server {
             match server.converse(&connection) {
                 Err(error) if !error.is_disconnect() => tracing::warn!(%error, "connection ended"),
                 Ok(()) | Err(_) => {}
+            }
+            if let Err(error) = server.workspace.tidy() {
+                tracing::warn!(%error, "the index could not be tidied");
             }
         };
         thread::Builder::new().name("connection".into()).spawn(thread)?;

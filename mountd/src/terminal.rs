@@ -17,7 +17,7 @@ use vout::proto::{VIEW_STDERR, VIEW_STDOUT};
 use vout::report::{Chunk, Stream};
 
 /// Output beyond this is shown but not logged.
-pub const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub use vout::report::TERMINAL_BYTES_MAX as LOG_BYTES_MAX;
 
 /// Nodes of the terminal files. Cores number their nodes from one upwards and never get here.
 const STDOUT_NODE: NodeId = NodeId((1 << 63) + 1);

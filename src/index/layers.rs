@@ -1,12 +1,15 @@
 //! What is attached to the live mount of a workspace, and the holes in it.
 
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 use uuid::Uuid;
 
 use super::columns::{Column, get, get_path};
 use super::entries::{collect_ids, is_archive_in_use};
 use super::{Index, IndexError, TaskId, WorkspaceId};
 use crate::path::RelPathBuf;
+
+/// Punches removed at a time.
+const TIDIED_MAX: i64 = 1_000;
 
 /// A layer to be attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +63,8 @@ impl Index {
     }
 
     /// Puts a layer on top in place of the owner's previous one, and returns it with the archives that nothing
-    /// refers to any more. Its punches stay if the entry is the same.
+    /// refers to any more. It has no punches; those of the previous one are left to [`tidy`](Self::tidy), since removing
+    /// them would make the cost of an attachment grow with them.
     ///
     /// # Errors
     /// [`IndexError::ArchiveGone`] where no entry and no layer refers to the archive: another process removed
@@ -76,30 +80,23 @@ impl Index {
                 "SELECT archive FROM layers WHERE workspace = ?1 AND owner = ?2",
                 params![workspace, owner],
             )?;
-            db.prepare_cached(
-                "DELETE FROM punches WHERE workspace = ?1 AND owner = ?2 AND NOT EXISTS
-                     (SELECT 1 FROM layers WHERE workspace = ?1 AND owner = ?2 AND entry = ?3)",
-            )?
-            .execute(params![workspace, owner, Column(layer.entry)])?;
-            let seq = db
-                .prepare_cached("SELECT coalesce(max(seq), 0) + 1 FROM layers WHERE workspace = ?1")?
+            let seq: i64 = db
+                .prepare_cached(
+                    "SELECT 1 + max((SELECT coalesce(max(seq), 0) FROM layers WHERE workspace = ?1),
+                                    (SELECT coalesce(max(seq), 0) FROM punches WHERE workspace = ?1))",
+                )?
                 .query_row([workspace], |row| row.get(0))?;
-            // Not `OR REPLACE`: that deletes the row, and its punches with it.
-            db.prepare_cached(
-                "INSERT INTO layers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                 ON CONFLICT (workspace, owner) DO UPDATE SET task_name = excluded.task_name,
-                     entry = excluded.entry, archive = excluded.archive, shift_ns = excluded.shift_ns,
-                     seq = excluded.seq",
-            )?
-            .execute(params![
-                workspace,
-                owner,
-                layer.task_name,
-                Column(layer.entry),
-                Column(layer.archive),
-                layer.shift_ns,
-                seq
-            ])?;
+            db.prepare_cached("INSERT OR REPLACE INTO layers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(
+                params![
+                    workspace,
+                    owner,
+                    layer.task_name,
+                    Column(layer.entry),
+                    Column(layer.archive),
+                    layer.shift_ns,
+                    seq
+                ],
+            )?;
             Ok(Some((seq, unused(db, replaced)?)))
         })?;
         match set {
@@ -143,7 +140,8 @@ impl Index {
     pub fn punches(&self, workspace: WorkspaceId, owner: TaskId) -> Result<Vec<Punch>, IndexError> {
         self.read(|db| {
             db.prepare_cached(
-                "SELECT path, before FROM punches WHERE workspace = ?1 AND owner = ?2 ORDER BY path",
+                "SELECT path, punches.before FROM layers JOIN punches USING (workspace, seq)
+                 WHERE workspace = ?1 AND owner = ?2 ORDER BY path",
             )?
             .query_map(params![workspace, owner], |row| {
                 Ok(Punch { path: get_path(row, 0)?, before: row.get(1)? })
@@ -163,30 +161,54 @@ impl Index {
         punches: &[Punch],
     ) -> Result<bool, IndexError> {
         self.write(|db| {
-            let attached: bool = db
-                .prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE workspace = ?1 AND owner = ?2)")?
-                .query_row(params![workspace, owner], |row| row.get(0))?;
-            if attached {
+            let attached: Option<i64> = db
+                .prepare_cached("SELECT seq FROM layers WHERE workspace = ?1 AND owner = ?2")?
+                .query_row(params![workspace, owner], |row| row.get(0))
+                .optional()?;
+            if let Some(seq) = attached {
                 let mut insert =
                     db.prepare_cached("INSERT OR REPLACE INTO punches VALUES (?1, ?2, ?3, ?4)")?;
                 for Punch { path, before } in punches {
-                    insert.execute(params![workspace, owner, path.as_bytes(), before])?;
+                    insert.execute(params![workspace, seq, path.as_bytes(), before])?;
                 }
             }
-            Ok(attached)
+            Ok(attached.is_some())
         })
     }
 
-    /// Removes the punches of a layer.
+    /// Removes some punches of layers that are gone, and returns how many; 0 when none are left. Bounded, so
+    /// that nobody waits for long.
     ///
     /// # Errors
     /// [`IndexError`].
-    pub fn clear_punches(&self, workspace: WorkspaceId, owner: TaskId) -> Result<(), IndexError> {
+    pub fn tidy(&self) -> Result<usize, IndexError> {
         self.write(|db| {
-            db.prepare_cached("DELETE FROM punches WHERE workspace = ?1 AND owner = ?2")?
-                .execute(params![workspace, owner])?;
-            Ok(())
+            let Some((workspace, seq)) = punched_and_gone(db)? else { return Ok(0) };
+            db.prepare_cached(
+                "DELETE FROM punches WHERE workspace = ?1 AND seq = ?2 AND path IN
+                     (SELECT path FROM punches WHERE workspace = ?1 AND seq = ?2 LIMIT ?3)",
+            )?
+            .execute(params![workspace, seq, TIDIED_MAX])
         })
+    }
+}
+
+/// Returns an attachment that has punches but is gone, looking at one punch of each.
+fn punched_and_gone(db: &rusqlite::Transaction<'_>) -> rusqlite::Result<Option<(Vec<u8>, i64)>> {
+    let mut next = db.prepare_cached(
+        "SELECT workspace, seq FROM punches WHERE (workspace, seq) > (?1, ?2) ORDER BY workspace, seq LIMIT 1",
+    )?;
+    let mut attached =
+        db.prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE workspace = ?1 AND seq = ?2)")?;
+    let mut last = (Vec::new(), i64::MIN);
+    loop {
+        let found =
+            next.query_row(params![last.0, last.1], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        let Some(found) = found else { return Ok(None) };
+        last = found;
+        if !attached.query_row(params![last.0, last.1], |row| row.get(0))? {
+            return Ok(Some(last));
+        }
     }
 }
 

@@ -71,11 +71,10 @@ CREATE TABLE layers (
 CREATE INDEX layers_by_archive ON layers (archive);
 CREATE TABLE punches (
     workspace BLOB NOT NULL,
-    owner BLOB NOT NULL,
+    seq INTEGER NOT NULL,
     path BLOB NOT NULL,
     before BLOB,
-    PRIMARY KEY (workspace, owner, path),
-    FOREIGN KEY (workspace, owner) REFERENCES layers (workspace, owner) ON DELETE CASCADE
+    PRIMARY KEY (workspace, seq, path)
 ) WITHOUT ROWID;
 CREATE TABLE stat_cache (
     dev INTEGER NOT NULL,

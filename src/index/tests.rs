@@ -389,7 +389,7 @@ fn layers_are_stacked_in_order_of_attachment() {
 }
 
 #[test]
-fn punches_stay_as_long_as_the_entry_is_the_same() {
+fn punches_belong_to_one_attachment() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir);
     let (a, b) = (entry(1, Some(Uuid::new_v4())), entry(2, Some(Uuid::new_v4())));
@@ -406,19 +406,22 @@ fn punches_stay_as_long_as_the_entry_is_the_same() {
     assert_eq!(index.punches(WS, task(1)).unwrap(), punches);
     assert_eq!(index.punches(WS, task(2)).unwrap(), []);
 
-    index.set_layer(layer(1, &a)).unwrap();
-    assert_eq!(index.punches(WS, task(1)).unwrap(), punches);
     index.add_punches(WS, task(1), &[punch(b"b", None)]).unwrap();
     assert_eq!(index.punches(WS, task(1)).unwrap()[1], punch(b"b", None));
-    index.set_layer(layer(1, &b)).unwrap();
-    assert_eq!(index.punches(WS, task(1)).unwrap(), []);
-
-    index.add_punches(WS, task(1), &punches).unwrap();
-    index.clear_punches(WS, task(1)).unwrap();
-    assert_eq!(index.punches(WS, task(1)).unwrap(), []);
-    index.add_punches(WS, task(1), &punches).unwrap();
+    assert_eq!(index.tidy().unwrap(), 0, "the layer is there");
+    for new in [&a, &b] {
+        index.set_layer(layer(1, new)).unwrap();
+        assert_eq!(index.punches(WS, task(1)).unwrap(), []);
+        index.add_punches(WS, task(1), &punches).unwrap();
+    }
+    assert_eq!(index.tidy().unwrap(), 2, "of the first attachment");
     index.remove_layers(WS).unwrap();
     assert_eq!(index.punches(WS, task(1)).unwrap(), []);
+    index.set_layer(layer(1, &a)).unwrap();
+    assert_eq!(index.punches(WS, task(1)).unwrap(), [], "a number is not used again while punches have it");
+    while index.tidy().unwrap() > 0 {}
+    let left: i64 = raw(&dir).query_row("SELECT count(*) FROM punches", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 0);
 }
 
 #[test]
@@ -429,7 +432,7 @@ fn a_bad_path_in_the_database_is_damage() {
     index.store(&new, &limits(), 7).unwrap();
     index.set_layer(layer(1, &new)).unwrap();
     raw(&dir)
-        .execute_batch("INSERT INTO punches SELECT workspace, owner, x'2e2e2f61', NULL FROM layers")
+        .execute_batch("INSERT INTO punches SELECT workspace, seq, x'2e2e2f61', NULL FROM layers")
         .unwrap();
     assert!(matches!(index.punches(WS, task(1)), Err(IndexError::Damaged { .. })));
     assert!(dir.path().join(open::SUSPECT_NAME).exists());

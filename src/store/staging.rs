@@ -1,14 +1,14 @@
 //! Directories that views write to, and what crashed runs leave of them.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::{Errno, retry_on_intr};
 use uuid::Uuid;
 
 use super::error::{At as _, StoreError};
-use super::{DIR_MODE, Store, open_dir, tree};
+use super::{DIR_MODE, WorkArea, open_dir, tree};
 
 /// What runs left that were cut off, sorted. Nothing of a run that is still going on, here or in another
 /// process.
@@ -28,7 +28,7 @@ impl Leftovers {
     }
 }
 
-impl Store {
+impl WorkArea {
     /// Opens the staging directory `id`, creating it where it is missing.
     ///
     /// It counts as in use until the descriptor, with all its duplicates, is closed.
@@ -37,9 +37,9 @@ impl Store {
     /// [`StoreError`]; of kind `WouldBlock` where another process uses it.
     pub fn staging(&self, id: Uuid) -> Result<OwnedFd, StoreError> {
         let name = id.to_string();
-        let at = || self.dirs.path.join("staging").join(&name);
-        self.dirs.made().insert(id);
-        match open_dir(self.dirs.staging.as_fd(), &name) {
+        let at = || self.path().join("staging").join(&name);
+        self.made().insert(id);
+        match open_dir(self.staging_dir(), &name) {
             Ok(dir) => {
                 lock(&dir).at("lock", at)?;
                 return Ok(dir);
@@ -48,10 +48,10 @@ impl Store {
             Err(errno) => return Err(StoreError::of("open", at(), errno.into())),
         }
         // It gets its name when it is locked: nobody may ever see it and take it for a leftover.
-        rustix::fs::mkdirat(&self.dirs.tmp, &name, Mode::from(DIR_MODE)).at("create", at)?;
-        let dir = open_dir(self.dirs.tmp.as_fd(), &name).at("open", at)?;
+        rustix::fs::mkdirat(self.tmp(), &name, Mode::from(DIR_MODE)).at("create", at)?;
+        let dir = open_dir(self.tmp(), &name).at("open", at)?;
         lock(&dir).at("lock", at)?;
-        rustix::fs::renameat(&self.dirs.tmp, &name, &self.dirs.staging, &name).at("create", at)?;
+        rustix::fs::renameat(self.tmp(), &name, self.staging_dir(), &name).at("create", at)?;
         Ok(dir)
     }
 
@@ -60,9 +60,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn remove_staging(&self, id: Uuid) -> Result<bool, StoreError> {
-        let removed = tree::remove(self.dirs.staging.as_fd(), &c_name(id))
-            .at("remove", || self.dirs.path.join("staging").join(id.to_string()))?;
-        self.dirs.made().remove(&id);
+        let removed = tree::remove(self.staging_dir(), &c_name(id))
+            .at("remove", || self.path().join("staging").join(id.to_string()))?;
+        self.made().remove(&id);
         Ok(removed)
     }
 
@@ -72,20 +72,20 @@ impl Store {
     /// [`StoreError`].
     pub fn leftovers(&self) -> Result<Leftovers, StoreError> {
         let list = |dir: BorrowedFd<'_>, name: &str| {
-            let mut ids = ids(dir, "").at("list", || self.dirs.path.join(name))?;
+            let mut ids = ids(dir, "").at("list", || self.path().join(name))?;
             ids.sort_unstable();
             Ok::<_, StoreError>(ids)
         };
         // Journals first: one that is published after this look has a staging directory that is locked.
-        let mut journals = list(self.dirs.journal.as_fd(), "journal")?;
-        let mut staging = list(self.dirs.staging.as_fd(), "staging")?;
+        let mut journals = list(self.journal(), "journal")?;
+        let mut staging = list(self.staging_dir(), "staging")?;
         staging.retain(|&id| !self.staging_in_use(id));
         journals.retain(|&id| !self.staging_in_use(id));
         Ok(Leftovers { staging, journals })
     }
 
     fn staging_in_use(&self, id: Uuid) -> bool {
-        match open_dir(self.dirs.staging.as_fd(), &id.to_string()) {
+        match open_dir(self.staging_dir(), &id.to_string()) {
             Ok(dir) => lock(&dir).is_err(),
             // A journal without a staging directory: the commit took the last file out of it.
             Err(_) => false,

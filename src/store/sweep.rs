@@ -3,14 +3,16 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::hash::BuildHasher;
+use std::ops::AddAssign;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use thiserror::Error;
 use uuid::Uuid;
 
 use super::error::{At as _, StoreError};
 use super::staging::ids;
-use super::{Store, archive_name, claim_name, tree};
+use super::{Store, WorkArea, archive_name, claim_name, tree};
 use crate::index::{Index, IndexError};
 use crate::limits::Limits;
 
@@ -60,7 +62,7 @@ impl Store {
         pinned: &HashSet<Uuid, S>,
     ) -> Result<Swept, SweepError> {
         let work = || self.sweep_alone(index, limits, pinned);
-        let swept = self.lock.exclusively(self.dir(), work).at("lock", || self.dirs.path.join("lock"))?;
+        let swept = self.dirs.own.exclusively(work)?;
         swept.unwrap_or(Ok(Swept::InUse))
     }
 
@@ -77,16 +79,12 @@ impl Store {
         let kept = index.manifests_in_use()?;
         let claims =
             self.sweep_dir(self.dirs.claims.as_fd(), "claims", claim_name, |id| kept.contains(&id))?;
-        let left = self.leftovers()?;
-        let mut staging = 0;
-        for id in left.staging {
-            // A commit that was cut off still needs the files.
-            if !left.journals.contains(&id) && !self.dirs.made().contains(&id) {
-                staging += u64::from(self.remove_staging(id)?);
-            }
+        let mut left = self.dirs.own.sweep_alone()?;
+        if !Arc::ptr_eq(&self.work, &self.dirs.own) {
+            left += self.work.sweep()?;
         }
-        let temporary = self.sweep_temporary()?;
         let blobs = self.trim_blobs(limits.blob_bytes_max)?.files;
+        let SweptWork { temporary, staging } = left;
         Ok(Swept::Done { temporary, archives, claims, staging, blobs })
     }
 
@@ -102,24 +100,71 @@ impl Store {
         let found = ids(dir, &suffix).at("list", || self.dirs.path.join(dir_name))?;
         let mut removed = 0;
         for id in found {
-            if !keep(id) && !self.dirs.made().contains(&id) {
+            if !keep(id) && !self.dirs.own.made().contains(&id) {
                 removed += u64::from(self.remove(dir, dir_name, id, &file_name(id))?);
             }
         }
         Ok(removed)
     }
 
-    fn sweep_temporary(&self) -> Result<u64, StoreError> {
-        let at = || self.dirs.path.join("tmp");
-        let names = tree::names(self.dirs.tmp.as_fd()).at("list", at)?;
+    /// Makes room without a look into the index, which may need that room itself: removes temporary
+    /// files, unless another process has the store open, and all hydrated files.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn make_room(&self) -> Result<(), StoreError> {
+        self.dirs.own.sweep()?;
+        self.trim_blobs(0)?;
+        Ok(())
+    }
+}
+
+/// What [`WorkArea::sweep`] removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SweptWork {
+    /// Temporary files.
+    pub temporary: u64,
+    /// Staging directories of runs that were cut off.
+    pub staging: u64,
+}
+
+impl AddAssign for SweptWork {
+    fn add_assign(&mut self, other: Self) {
+        self.temporary += other.temporary;
+        self.staging += other.staging;
+    }
+}
+
+impl WorkArea {
+    /// Removes what crashes left, unless another process has the area open.
+    ///
+    /// Left alone are: what was made through this object, staging directories that have a journal, and
+    /// journals.
+    ///
+    /// # Errors
+    /// [`StoreError`]; what was removed before stays removed.
+    pub fn sweep(&self) -> Result<SweptWork, StoreError> {
+        self.exclusively(|| self.sweep_alone())?.unwrap_or(Ok(SweptWork::default()))
+    }
+
+    fn sweep_alone(&self) -> Result<SweptWork, StoreError> {
+        let left = self.leftovers()?;
+        let mut swept = SweptWork::default();
+        for id in left.staging {
+            // A commit that was cut off still needs the files.
+            if !left.journals.contains(&id) && !self.made().contains(&id) {
+                swept.staging += u64::from(self.remove_staging(id)?);
+            }
+        }
+        let at = || self.path().join("tmp");
+        let names = tree::names(self.tmp()).at("list", at)?;
         let is_made = |name: &CString| {
             let id = name.to_str().ok().and_then(|name| Uuid::try_parse(name).ok());
-            id.is_some_and(|id| self.dirs.made().contains(&id))
+            id.is_some_and(|id| self.made().contains(&id))
         };
-        let mut removed = 0;
         for name in names.iter().filter(|name| !is_made(name)) {
-            removed += u64::from(tree::remove(self.dirs.tmp.as_fd(), name).at("remove", at)?);
+            swept.temporary += u64::from(tree::remove(self.tmp(), name).at("remove", at)?);
         }
-        Ok(removed)
+        Ok(swept)
     }
 }

@@ -1,6 +1,7 @@
 //! Files without a final name yet, and how they get one.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::error::{At as _, StoreError};
-use super::{Dirs, Store, archive_name, blobs, claim_name, open_file};
+use super::{Dirs, Store, WorkArea, archive_name, blobs, claim_name, open_file};
 use crate::digest::Digest;
 
 /// A file in `tmp/`, open for reading and writing.
@@ -19,6 +20,7 @@ use crate::digest::Digest;
 pub struct TempFile {
     file: File,
     name: TempName,
+    dirs: Arc<Dirs>,
 }
 
 /// Whether a file must outlast a crash of the machine once it has its final name.
@@ -30,7 +32,7 @@ enum Durability {
 /// The name of a temporary file; dropping it removes the file.
 #[derive(Debug)]
 struct TempName {
-    dirs: Arc<Dirs>,
+    area: Arc<WorkArea>,
     id: Uuid,
     /// Whether the file has moved away.
     settled: bool,
@@ -42,13 +44,54 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn create_temp(&self) -> Result<TempFile, StoreError> {
-        let name = TempName { dirs: Arc::clone(&self.dirs), id: Uuid::new_v4(), settled: false };
-        self.dirs.made().insert(name.id);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.dirs.tmp, name.id.to_string(), flags, Mode::from(0o600))
-            .at("create", || name.path())?;
-        Ok(TempFile { file: fd.into(), name })
+        let (file, name) = create(&self.dirs.own)?;
+        Ok(TempFile { file, name, dirs: Arc::clone(&self.dirs) })
     }
+}
+
+impl WorkArea {
+    /// Makes the journal `id` of what `write` writes; the id is that of the staging directory it is about.
+    /// A journal of this id that is there already is replaced.
+    ///
+    /// # Errors
+    /// [`StoreError`] and those of `write`; there is no new journal then.
+    ///
+    /// # Durability
+    /// Content and name outlast a crash of the machine once this returns.
+    pub fn publish_journal<E: From<StoreError>>(
+        self: &Arc<Self>,
+        id: Uuid,
+        write: impl FnOnce(&File) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (file, name) = create(self)?;
+        write(&file)?;
+        self.made().insert(id);
+        let shown = || self.path().join("journal").join(id.to_string());
+        name.settle(&file, self.journal(), &id.to_string(), shown, Durability::Lasting)?;
+        Ok(())
+    }
+
+    /// Writes one of the files that only others read, if it is missing.
+    pub(super) fn write_marker(self: &Arc<Self>, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let at = || self.path().join(name);
+        match rustix::fs::statat(self.dir(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => return Ok(()),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(StoreError::of("examine", at(), errno.into())),
+        }
+        let (mut file, temp) = create(self)?;
+        file.write_all(content).at("write", at)?;
+        temp.settle(&file, self.dir(), name, at, Durability::Lasting)
+    }
+}
+
+fn create(area: &Arc<WorkArea>) -> Result<(File, TempName), StoreError> {
+    let name = TempName { area: Arc::clone(area), id: Uuid::new_v4(), settled: false };
+    area.made().insert(name.id);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(area.tmp(), name.id.to_string(), flags, Mode::from(0o600))
+        .at("create", || name.path())?;
+    Ok((fd.into(), name))
 }
 
 impl TempFile {
@@ -72,8 +115,11 @@ impl TempFile {
     /// # Durability
     /// Content and name outlast a crash of the machine once this returns.
     pub fn publish_archive(self, id: Uuid) -> Result<(), StoreError> {
-        let dirs = self.adopt(id);
-        self.settle(dirs.archives.as_fd(), &format!("archives/{}", archive_name(id)), Durability::Lasting)
+        let Self { file, name, dirs } = self;
+        dirs.own.made().insert(id);
+        let below = archive_name(id);
+        let shown = || dirs.path.join("archives").join(&below);
+        name.settle(&file, dirs.archives.as_fd(), &below, shown, Durability::Lasting)
     }
 
     /// Makes this the table of contents of the claim `id`.
@@ -84,20 +130,11 @@ impl TempFile {
     /// # Durability
     /// As [`publish_archive`](Self::publish_archive).
     pub fn publish_claim(self, id: Uuid) -> Result<(), StoreError> {
-        let dirs = self.adopt(id);
-        self.settle(dirs.claims.as_fd(), &format!("claims/{}", claim_name(id)), Durability::Lasting)
-    }
-
-    /// Makes this the journal `id`; the id is that of the staging directory it is about.
-    ///
-    /// # Errors
-    /// [`StoreError`]; the file is gone then.
-    ///
-    /// # Durability
-    /// As [`publish_archive`](Self::publish_archive).
-    pub fn publish_journal(self, id: Uuid) -> Result<(), StoreError> {
-        let dirs = self.adopt(id);
-        self.settle(dirs.journal.as_fd(), &format!("journal/{id}"), Durability::Lasting)
+        let Self { file, name, dirs } = self;
+        dirs.own.made().insert(id);
+        let below = claim_name(id);
+        let shown = || dirs.path.join("claims").join(&below);
+        name.settle(&file, dirs.claims.as_fd(), &below, shown, Durability::Lasting)
     }
 
     /// Makes this the hydrated file with content hash `digest`, and opens that for reading.
@@ -111,8 +148,9 @@ impl TempFile {
     /// # Durability
     /// None: blobs of an earlier boot of the machine are never used, so nothing waits for the disk here.
     pub fn publish_blob(self, digest: Digest) -> Result<File, StoreError> {
-        let dirs = Arc::clone(&self.name.dirs);
+        let Self { file, name, dirs } = self;
         let path = blobs::blob_path(digest);
+        let shown = || dirs.path.join("blobs").join(&path);
         let parent = &path[..2];
         match rustix::fs::mkdirat(&dirs.blobs, parent, Mode::from(super::DIR_MODE)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -120,47 +158,35 @@ impl TempFile {
                 return Err(StoreError::of("create", dirs.path.join("blobs").join(parent), errno.into()));
             }
         }
-        self.settle(dirs.blobs.as_fd(), &format!("blobs/{path}"), Durability::UntilReboot)?;
-        open_file(dirs.blobs.as_fd(), &path).at("open", || dirs.path.join("blobs").join(&path))
-    }
-
-    /// Gives the file a final name in the store's own directory.
-    pub(super) fn publish_marker(self, name: &str) -> Result<(), StoreError> {
-        let dirs = Arc::clone(&self.name.dirs);
-        self.settle(dirs.root.as_fd(), name, Durability::Lasting)
-    }
-
-    /// Notes that `id` is of our making before it has its name, so that no sweep of ours takes it.
-    fn adopt(&self, id: Uuid) -> Arc<Dirs> {
-        self.name.dirs.made().insert(id);
-        Arc::clone(&self.name.dirs)
-    }
-
-    /// Renames to `name` (relative to the store, shown in errors) in `dir`: the only way to a final name.
-    fn settle(self, dir: BorrowedFd<'_>, name: &str, durability: Durability) -> Result<(), StoreError> {
-        let Self { file, name: mut temp } = self;
-        let dirs = Arc::clone(&temp.dirs);
-        let shown = || dirs.path.join(name);
-        // Blobs have one more directory level below the descriptor than the rest.
-        let below = match name.split_once('/') {
-            Some((_, below)) => below,
-            None => name,
-        };
-        if let Durability::Lasting = durability {
-            rustix::fs::fsync(&file).at("sync", shown)?;
-        }
-        rustix::fs::renameat(&dirs.tmp, temp.id.to_string(), dir, below).at("rename a file to", shown)?;
-        temp.settled = true;
-        if let Durability::Lasting = durability {
-            rustix::fs::fsync(dir).at("sync the directory of", shown)?;
-        }
-        Ok(())
+        name.settle(&file, dirs.blobs.as_fd(), &path, shown, Durability::UntilReboot)?;
+        open_file(dirs.blobs.as_fd(), &path).at("open", shown)
     }
 }
 
 impl TempName {
     fn path(&self) -> PathBuf {
-        self.dirs.path.join("tmp").join(self.id.to_string())
+        self.area.path().join("tmp").join(self.id.to_string())
+    }
+
+    /// Renames `file`, which has this name, to `name` in `dir`: the only way to a final name.
+    fn settle(
+        mut self,
+        file: &File,
+        dir: BorrowedFd<'_>,
+        name: &str,
+        shown: impl Fn() -> PathBuf,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
+        if let Durability::Lasting = durability {
+            rustix::fs::fsync(file).at("sync", &shown)?;
+        }
+        rustix::fs::renameat(self.area.tmp(), self.id.to_string(), dir, name)
+            .at("rename a file to", &shown)?;
+        self.settled = true;
+        if let Durability::Lasting = durability {
+            rustix::fs::fsync(dir).at("sync the directory of", &shown)?;
+        }
+        Ok(())
     }
 }
 
@@ -168,12 +194,12 @@ impl Drop for TempName {
     fn drop(&mut self) {
         if !self.settled {
             let name = self.id.to_string();
-            match rustix::fs::unlinkat(&self.dirs.tmp, name, AtFlags::empty()) {
+            match rustix::fs::unlinkat(self.area.tmp(), name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 // The next sweep takes it.
                 Err(errno) => tracing::debug!(path = ?self.path(), %errno, "temporary file stays"),
             }
         }
-        self.dirs.made().remove(&self.id);
+        self.area.made().remove(&self.id);
     }
 }

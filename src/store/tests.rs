@@ -28,6 +28,11 @@ fn temp_with(store: &Store, content: &[u8]) -> TempFile {
     temp
 }
 
+fn journal_with(store: &Store, id: Uuid, content: &[u8]) {
+    let at = |source| StoreError::of("write", "journal".into(), source);
+    store.work().publish_journal(id, |mut file| file.write_all(content).map_err(at)).unwrap();
+}
+
 fn content(mut file: File) -> Vec<u8> {
     let mut content = Vec::new();
     file.read_to_end(&mut content).unwrap();
@@ -114,17 +119,17 @@ fn a_temporary_file_is_gone_unless_published() {
     drop(dropped);
     temp_with(&store, b"archive").publish_archive(archive).unwrap();
     temp_with(&store, b"claim").publish_claim(claim).unwrap();
-    temp_with(&store, b"journal").publish_journal(journal).unwrap();
+    journal_with(&store, journal, b"journal");
     assert_eq!(names(&dir.path().join("s/tmp")), [""; 0]);
     assert_eq!(content(store.open_archive(archive).unwrap()), b"archive");
     assert_eq!(content(store.open_claim(claim).unwrap()), b"claim");
-    assert_eq!(content(store.open_journal(journal).unwrap()), b"journal");
+    assert_eq!(content(store.work().open_journal(journal).unwrap()), b"journal");
     assert_eq!(fs::read(store.archive_path(archive)).unwrap(), b"archive");
     assert_eq!(store.archive_bytes().unwrap(), 7);
 
     assert!(store.remove_archive(archive).unwrap() && !store.remove_archive(archive).unwrap());
     assert!(store.remove_claim(claim).unwrap() && !store.remove_claim(claim).unwrap());
-    assert!(store.remove_journal(journal).unwrap() && !store.remove_journal(journal).unwrap());
+    assert!(store.work().remove_journal(journal).unwrap() && !store.work().remove_journal(journal).unwrap());
     assert_eq!(store.open_archive(archive).unwrap_err().kind(), io::ErrorKind::NotFound);
 }
 
@@ -194,19 +199,19 @@ fn a_staging_directory_is_left_over_when_nobody_holds_it() {
     let dir = TempDir::new().unwrap();
     let (store, other) = (store_in(&dir), store_in(&dir));
     let id = Uuid::new_v4();
-    let staging = store.staging(id).unwrap();
+    let staging = store.work().staging(id).unwrap();
     rustix::fs::mkdirat(&staging, "sub", Mode::from(0o700)).unwrap();
     fs::write(dir.path().join(format!("s/staging/{id}/sub/file")), "x").unwrap();
     let sub = dir.path().join(format!("s/staging/{id}/sub"));
     fs::set_permissions(sub, fs::Permissions::from_mode(0o000)).unwrap();
-    assert_eq!(other.leftovers().unwrap(), Leftovers::default());
-    let refused = other.staging(id).unwrap_err();
+    assert_eq!(other.work().leftovers().unwrap(), Leftovers::default());
+    let refused = other.work().staging(id).unwrap_err();
     assert!(matches!(refused, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::WouldBlock));
 
     drop(staging);
-    assert_eq!(other.leftovers().unwrap().staging, [id]);
-    drop(other.staging(id).unwrap());
-    assert!(other.remove_staging(id).unwrap() && !other.remove_staging(id).unwrap());
+    assert_eq!(other.work().leftovers().unwrap().staging, [id]);
+    drop(other.work().staging(id).unwrap());
+    assert!(other.work().remove_staging(id).unwrap() && !other.work().remove_staging(id).unwrap());
     assert_eq!(names(&dir.path().join("s/staging")), [""; 0]);
 }
 
@@ -215,16 +220,17 @@ fn a_journal_counts_as_left_over_with_its_staging_directory() {
     let dir = TempDir::new().unwrap();
     let store = store_in(&dir);
     let (running, crashed, finished) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
-    let _held = store.staging(running).unwrap();
-    drop(store.staging(crashed).unwrap());
+    let _held = store.work().staging(running).unwrap();
+    drop(store.work().staging(crashed).unwrap());
     for id in [running, crashed, finished] {
-        temp_with(&store, b"").publish_journal(id).unwrap();
+        journal_with(&store, id, b"");
     }
     let mut journals = vec![crashed, finished];
     journals.sort_unstable();
     let left = Leftovers { staging: vec![crashed], journals };
-    assert_eq!(store.leftovers().unwrap(), left);
-    assert_eq!(Store::open(store.path()).unwrap().1, [StoreNotice::Interrupted(left)]);
+    assert_eq!(store.work().leftovers().unwrap(), left);
+    let again = Store::open(store.path()).unwrap().0;
+    assert_eq!(again.work().leftovers().unwrap(), left);
 }
 
 #[test]
@@ -240,9 +246,9 @@ fn a_sweep_removes_what_a_crash_left_and_nothing_else() {
         }
         index.store(&crate::index::tests::entry(1, Some(kept)), &Limits::default(), 1).unwrap();
         index.set_claim(&crate::index::tests::claim(1, 1, kept)).unwrap();
-        drop(store.staging(lost).unwrap());
-        drop(store.staging(journaled).unwrap());
-        temp_with(&store, b"").publish_journal(journaled).unwrap();
+        drop(store.work().staging(lost).unwrap());
+        drop(store.work().staging(journaled).unwrap());
+        journal_with(&store, journaled, b"");
         fs::write(dir.path().join("s/tmp/half"), "x").unwrap();
         fs::write(dir.path().join("s/archives/notes.txt"), "x").unwrap();
         assert!(
@@ -265,7 +271,7 @@ fn a_sweep_removes_what_a_crash_left_and_nothing_else() {
     }
     assert!(store.open_archive(lost).is_err() && store.open_claim(kept).is_ok());
     assert!(dir.path().join("s/archives/notes.txt").exists());
-    assert_eq!(store.leftovers().unwrap().staging, [journaled]);
+    assert_eq!(store.work().leftovers().unwrap().staging, [journaled]);
     own_temp.publish_claim(own).unwrap();
 }
 
@@ -317,12 +323,12 @@ fn sweeps_at_the_same_time_never_take_what_another_store_made() {
                     let id = Uuid::new_v4();
                     let temp = temp_with(&store, b"x");
                     temp_with(&store, b"x").publish_archive(id).unwrap();
-                    let staging = store.staging(id).unwrap();
+                    let staging = store.work().staging(id).unwrap();
                     sweep(&store, &index);
                     assert!(store.open_archive(id).is_ok());
                     temp.publish_claim(id).unwrap();
                     drop(staging);
-                    assert!(store.remove_staging(id).unwrap());
+                    assert!(store.work().remove_staging(id).unwrap());
                 }
             });
         }
@@ -365,9 +371,9 @@ fn store_and_index_work_without_their_path() {
     let id = Uuid::new_v4();
     temp_with(&store, b"x").publish_archive(id).unwrap();
     drop(temp_with(&store, b"x").publish_blob(Digest::of(b"x")).unwrap());
-    let staging = store.staging(id).unwrap();
-    assert!(store.same_device_as(staging.as_fd()).unwrap());
-    assert!(!store.same_device_as(File::open("/proc").unwrap().as_fd()).unwrap());
+    let staging = store.work().staging(id).unwrap();
+    assert!(store.work().same_device_as(staging.as_fd()).unwrap());
+    assert!(!store.work().same_device_as(File::open("/proc").unwrap().as_fd()).unwrap());
     for round in 0..200 {
         let mut entry = crate::index::tests::entry(round, Some(id));
         entry.terminal = vec![7; 100_000];
@@ -376,7 +382,7 @@ fn store_and_index_work_without_their_path() {
     let removed = index.remove_entries(&EntryFilter::All).unwrap();
     assert_eq!(removed.archives, [id]);
     assert!(matches!(sweep(&store, &index), Swept::Done { .. }));
-    assert!(store.remove_staging(id).unwrap() && store.remove_archive(id).unwrap());
+    assert!(store.work().remove_staging(id).unwrap() && store.remove_archive(id).unwrap());
     drop((index, store));
     assert_eq!(fs::read(dir.path().join("s")).unwrap(), b"trap");
     let reopened = Index::open(File::open(dir.path()).unwrap().as_fd(), &dir.path().join("moved"));

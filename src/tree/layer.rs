@@ -223,7 +223,7 @@ fn is_dir(record: &Record) -> bool {
 impl Stale {
     /// Returns whether the earlier run created what the base has at `path`, and nobody changed it since.
     pub(crate) fn created(&self, path: &RelPath, stat: &BaseStat) -> Result<bool, ArchiveError> {
-        Ok(self.outputs.selects(path, true)
+        Ok(self.outputs.selects_output(path)
             && self.claimed.owned(path, stat)?.is_some_and(|owned| owned.before.is_none()))
     }
 }

@@ -1,9 +1,11 @@
 //! What people ask about the cache.
 
+use std::collections::HashSet;
+
 use uuid::Uuid;
 
 use super::lookup::StoredInputs;
-use super::{Workspace, WorkspaceError};
+use super::{Workspace, WorkspaceError, now_secs};
 use crate::archive::{Record, RecordKind};
 use crate::index::{Entry, EntryFilter};
 use crate::path::RelPathBuf;
@@ -49,6 +51,19 @@ impl Workspace {
             hydrated_bytes: self.store.blob_bytes()?,
             entries: self.index.entry_count()?,
         })
+    }
+
+    /// Does what nobody should have to wait for: call it when there is nothing else to do.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`].
+    pub fn tidy(&self) -> Result<(), WorkspaceError> {
+        while self.index.tidy()? > 0 {}
+        let pinned = HashSet::<Uuid>::new();
+        let removed = self.index.evict(&self.limits, now_secs(), &pinned)?;
+        self.remove_archives(&removed.archives);
+        self.store.trim_blobs(self.limits.blob_bytes_max)?;
+        Ok(())
     }
 
     /// Returns the last lookup of a task.
@@ -107,7 +122,7 @@ impl Workspace {
     pub fn clean(&self, task: Option<&str>) -> Result<(u64, u64), WorkspaceError> {
         let filter = task.map_or(EntryFilter::All, |task| EntryFilter::TaskName(task.to_owned()));
         let removed = self.index.remove_entries(&filter)?;
-        self.remove_archives(&removed.archives)?;
+        self.remove_archives(&removed.archives);
         let mut bytes = removed.bytes;
         if task.is_none() {
             bytes += self.store.trim_blobs(0)?.bytes;

@@ -1,35 +1,43 @@
 //! Ending a run: splitting inputs and outputs, packing and storing the entry, committing the writes.
 
-use std::collections::{BTreeMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::PoisonError;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use uuid::Uuid;
 
 use super::lookup::{Asked, StoredInputs, filtered};
-use super::outputs;
-use super::{ProgressSink, Run, Workspace, WorkspaceError, chain, now_secs};
-use crate::archive::RecordKind;
+use super::outputs::{self, PackedArchive};
+use super::restore::at;
+use super::unfinished::Unfinished;
+use super::{ProgressSink, Run, Workspace, WorkspaceError, chain, forgo, now_secs};
 use crate::archive::restore::restore_object;
-use crate::claim::{absent_record, decode_before, encode_before};
-use crate::commit::{Journal, LayerPunch, plan};
+use crate::archive::{Record, RecordKind};
+use crate::claim::{absent_record, encode_before};
+use crate::commit::{Journal, LayerPunch, plan, superseded};
 use crate::copy::copy_file;
 use crate::fingerprint::{InputStates, PathSet, encode, path_set_digest, strong_key};
 use crate::fs::{FsError, Timestamp};
-use crate::index::{Claim, NewEntry, Punch};
+use crate::index::{Claim, NewEntry};
 use crate::path::{RelPath, RelPathBuf};
 use crate::proto::Outcome;
 use crate::recording::{ContentSeen, Observed};
-use crate::report::{Chunk, FinishReport, NotStored, WhyReport};
+use crate::report::{Chunk, FinishReport, NotStored, TERMINAL_BYTES_MAX, WhyReport};
 use crate::state::{Dependency, PathState};
-use crate::tree::{Found, Perspective};
+use crate::tree::{Found, Layer, Perspective};
 use crate::view::{Change, NewObject, View, blob_name};
 
 /// A change with the task's logical state before it.
 pub(super) struct Changed {
     pub(super) change: Change,
     pub(super) before: PathState,
+}
+
+/// The outputs of a run, ready to be stored.
+struct Prepared {
+    outputs: u64,
+    packed: Option<PackedArchive>,
 }
 
 /// How a run ended, as far as the cache is concerned.
@@ -42,7 +50,7 @@ pub(super) struct Ending<'a> {
 impl Workspace {
     pub(super) fn finish_run(
         &self,
-        run: Run,
+        mut run: Run,
         ending: &Ending<'_>,
         fault: Option<String>,
     ) -> Result<FinishReport, WorkspaceError> {
@@ -58,44 +66,85 @@ impl Workspace {
             self.abandon(run);
             return Ok(report);
         }
-        // One run ends at a time: what it stores and what it commits must fit together.
-        let committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut changes = run.view.changes()?;
-        if run.asked.spec.clean {
-            self.add_hidden(&run, &mut changes)?;
+        let finished = self.store_and_commit(&mut run, ending, &mut report);
+        if self.is_unfinished(run.id) {
+            // What is not in the base yet is still where the run wrote it.
+            self.release(&run);
+        } else {
+            self.end(&run);
         }
-        let changed = self.with_befores(&run.asked, changes)?;
-        let stored = match self.refusal(&run, outcome) {
+        finished.map(|()| report)
+    }
+
+    fn store_and_commit(
+        &self,
+        run: &mut Run,
+        ending: &Ending<'_>,
+        report: &mut FinishReport,
+    ) -> Result<(), WorkspaceError> {
+        let seen = self.commit_number();
+        let mut changed = self.changed(run)?;
+        let prepared = match self.refusal(run, ending) {
             Some(reason) => Err(reason),
-            None => self.store_run(&run, ending, &changed, &mut report),
+            None => self.prepare(run, &changed, ending.progress),
         };
+        // One run is stored and committed at a time: both must fit together, and to what is there.
+        let committing = self.committing()?;
+        if self.commit_number() != seen {
+            if let Some(claim) = forgo("read a claim", self.index.claim(self.id, run.asked.owner)) {
+                run.asked.claimed = self.open_claim(claim.as_ref());
+                run.asked.claim = claim;
+            }
+            changed = self.changed(run)?;
+        }
+        let stored = prepared.and_then(|prepared| match self.late_refusal(run) {
+            Some(reason) => Err(reason),
+            None => self.store_run(run, ending, prepared, report),
+        });
         match stored {
             Ok(entry) => report.entry = Some(entry),
             Err(reason) => report.not_stored = Some(reason),
         }
-        self.commit(&run, &changed, report.entry)?;
+        self.commit(run, &changed, report.entry)?;
         drop(committing);
         report.committed = true;
-        self.note_end(&run, &report)?;
-        self.save_hashes()?;
-        self.end(&run);
-        Ok(report)
+        forgo("note the end of a run", self.note_end(run, report));
+        self.save_hashes();
+        Ok(())
+    }
+
+    /// Returns the run's changes with the states before them.
+    fn changed(&self, run: &Run) -> Result<Vec<Changed>, WorkspaceError> {
+        let mut changes = run.view.changes()?;
+        if run.asked.spec.clean {
+            self.add_hidden(run, &mut changes)?;
+        }
+        self.with_befores(&run.asked, changes)
     }
 
     /// Returns why the run must not be stored, as far as that is known before looking at its outputs.
-    fn refusal(&self, run: &Run, outcome: &Outcome) -> Option<NotStored> {
+    fn refusal(&self, run: &Run, ending: &Ending<'_>) -> Option<NotStored> {
+        let outcome = ending.outcome;
+        let terminal_bytes = ending.terminal.iter().map(|chunk| chunk.bytes.len() as u64).sum::<u64>();
         if !run.stores {
-            return Some(NotStored::Disabled);
+            Some(NotStored::Disabled)
+        } else if outcome.exit_code != 0 {
+            Some(NotStored::Failed)
+        } else if let Some(fault) = &self.fault {
+            Some(NotStored::Storage(fault.clone()))
+        } else if !outcome.outlived.is_empty() {
+            Some(NotStored::Outlived(outcome.outlived.clone()))
+        } else if terminal_bytes > TERMINAL_BYTES_MAX {
+            Some(NotStored::TerminalTooLarge(terminal_bytes))
+        } else if run.view.with_recording(|recording| recording.overflowed()) {
+            Some(NotStored::SessionDied("the task looked at too many paths to record".into()))
+        } else {
+            None
         }
-        if outcome.exit_code != 0 {
-            return Some(NotStored::Failed);
-        }
-        if !outcome.outlived.is_empty() {
-            return Some(NotStored::Outlived(outcome.outlived.clone()));
-        }
-        if run.view.with_recording(|recording| recording.overflowed()) {
-            return Some(NotStored::SessionDied("the task looked at too many paths to record".into()));
-        }
+    }
+
+    /// Returns why the run must not be stored after all: somebody changed what it looked at.
+    fn late_refusal(&self, run: &Run) -> Option<NotStored> {
         if let Some(hazard) = self.hazard(run) {
             return Some(hazard);
         }
@@ -108,7 +157,7 @@ impl Workspace {
     /// Returns what another task committed during the run although this one had looked at it.
     fn hazard(&self, run: &Run) -> Option<NotStored> {
         let filter = &run.asked.input;
-        self.commits_since(run.started, run.asked.owner).into_iter().find_map(|commit| {
+        self.commits_since(run.started).into_iter().find_map(|commit| {
             let path = run.view.with_recording(|recording| {
                 let looked_at = |path: &&RelPathBuf| !filter.excludes(path) && recording.depends_on(path);
                 commit.paths.iter().find(looked_at).cloned()
@@ -200,22 +249,37 @@ impl Workspace {
         Ok(changed.collect::<Result<_, FsError>>()?)
     }
 
-    /// Packs the outputs and stores the entry; returns its id, or why there is none.
+    /// Splits the outputs off and packs them.
+    fn prepare(
+        &self,
+        run: &Run,
+        changed: &[Changed],
+        progress: ProgressSink<'_>,
+    ) -> Result<Prepared, NotStored> {
+        let outputs = outputs::collect(self, &run.view, &run.asked, changed)?;
+        let packed = self.pack(&outputs, &run.view, progress)?;
+        Ok(Prepared { outputs: outputs.len() as u64, packed })
+    }
+
+    /// Stores the entry; returns its id, or why there is none.
     fn store_run(
         &self,
         run: &Run,
         ending: &Ending<'_>,
-        changed: &[Changed],
+        prepared: Prepared,
         report: &mut FinishReport,
     ) -> Result<Uuid, NotStored> {
         let asked = &run.asked;
         let (set, states) = self.inputs(run)?;
-        let outputs = outputs::collect(self, &run.view, asked, changed)?;
-        let packed = self.pack(&outputs, &run.view, ending.progress)?;
-        let archive = packed.as_ref().map(|packed| packed.id);
+        let Prepared { outputs, packed } = prepared;
         report.inputs = (set.len() + states.globbed.len()) as u64;
-        report.outputs = outputs.len() as u64;
-        report.output_bytes = packed.as_ref().map_or(0, |packed| packed.content_bytes);
+        report.outputs = outputs;
+        let (mut archive, mut archive_bytes) = (None, 0);
+        if let Some(packed) = packed {
+            report.output_bytes = packed.content_bytes;
+            archive_bytes = packed.archive_bytes;
+            archive = Some(packed.publish().map_err(storage)?);
+        }
         report.archive = archive.map(|id| self.store.archive_path(id));
         let path_set = path_set_digest(&set);
         let entry = NewEntry {
@@ -229,7 +293,7 @@ impl Workspace {
             states: encode(&StoredInputs { set, states }),
             facets: encode(&asked.facets),
             archive,
-            archive_bytes: packed.as_ref().map_or(0, |packed| packed.archive_bytes),
+            archive_bytes,
             inputs: report.inputs,
             outputs: report.outputs,
             output_bytes: report.output_bytes,
@@ -237,8 +301,15 @@ impl Workspace {
             finished: Timestamp::from(std::time::SystemTime::now()),
             terminal: encode(&ending.terminal),
         };
-        let superseded = self.index.store(&entry, &self.limits, now_secs()).map_err(storage)?;
-        self.remove_archives(&superseded).map_err(storage)?;
+        match self.index.store(&entry, &self.limits, now_secs()) {
+            Ok(superseded) => self.remove_archives(&superseded),
+            Err(error) => {
+                // Nothing refers to it, and it may be what fills the store.
+                self.remove_archives(archive.as_slice());
+                report.archive = None;
+                return Err(storage(error));
+            }
+        }
         Ok(entry.id)
     }
 
@@ -256,50 +327,37 @@ impl Workspace {
         Ok((set, InputStates { recorded, globbed: asked.globbed.clone() }))
     }
 
-    /// Applies the task's writes to the base, takes them out of layers, and records the claim.
+    /// Applies the task's writes to the base, takes them out of layers, and records the claim. A claim
+    /// that cannot be recorded is only the cache's loss.
     fn commit(&self, run: &Run, changed: &[Changed], entry: Option<Uuid>) -> Result<(), WorkspaceError> {
         let asked = &run.asked;
         let changes: Vec<_> = changed.iter().map(|changed| changed.change.clone()).collect();
+        let mut claimed = Some(());
         if !changes.is_empty() {
             let steps = plan(&changes, |lower| self.stage(&run.view, lower))?;
             let punches = self.punches_for(asked, changed)?;
             let journal = Journal { workspace: *self.id.0.as_bytes(), steps, punches };
-            let temp = self.store.create_temp()?;
-            journal.write(temp.file())?;
-            temp.publish_journal(run.id)?;
+            let (area, staging) = (Arc::clone(self.store.work()), Arc::clone(run.view.staging()));
+            let commit = Unfinished { area, id: run.id, journal, staging };
+            commit.publish()?;
             // Before anything is written: after a crash the files must be known to be the task's own.
-            self.set_claim_of_run(run, &journal, changed, entry)?;
-            self.apply(&journal, run.view.staging())?;
-            self.store.remove_journal(run.id)?;
+            claimed = forgo("record the claim", self.set_claim_of_run(run, &commit.journal, changed, entry));
+            self.carry_out(commit)?;
         } else if let (Some(claim), Some(_)) = (&asked.claim, entry) {
-            self.index.set_claim(&Claim { entry, shift_ns: 0, ..claim.clone() })?;
+            let claim = Claim { entry, shift_ns: 0, ..claim.clone() };
+            claimed = forgo("record the claim", self.index.set_claim(&claim)).map(drop);
         }
         self.note_commit(asked, changes.into_iter().map(|change| change.path).collect());
-        self.note_in_place(asked.owner, entry);
-        Ok(())
-    }
-
-    /// Applies a journal; also used to finish a commit that was cut off.
-    pub(super) fn apply(&self, journal: &Journal, staging: &OwnedFd) -> Result<(), WorkspaceError> {
-        journal.apply(self.tree.base(), staging)?;
-        let mut by_owner: BTreeMap<_, Vec<Punch>> = BTreeMap::new();
-        for punch in &journal.punches {
-            let row = Punch { path: punch.path.clone(), before: punch.before.clone() };
-            by_owner.entry(punch.owner()).or_default().push(row);
-        }
-        for (owner, punches) in by_owner {
-            self.index.add_punches(self.id, owner, &punches)?;
-            if let Some(layer) = self.tree.layer_of(&owner) {
-                for punch in punches {
-                    layer.punch(&punch.path, punch.before.as_deref().and_then(decode_before));
-                }
-            }
+        match claimed {
+            Some(()) => self.note_in_place(asked.owner, entry),
+            // Without a claim the outputs are nobody's, as if a user had made them: a miss, later.
+            None => self.forget_in_place(&asked.owner),
         }
         Ok(())
     }
 
     /// Makes a blob of content of the lower side that was moved, and returns its number.
-    fn stage(&self, view: &View, lower: &RelPath) -> Result<u64, WorkspaceError> {
+    pub(super) fn stage(&self, view: &View, lower: &RelPath) -> Result<u64, WorkspaceError> {
         let blob = view.next_blob();
         let name = blob_name(blob);
         match self.tree.find(lower, view.perspective()).map_err(FsError::from)? {
@@ -307,7 +365,7 @@ impl Workspace {
                 let from = self.tree.base().open_parent(lower).map_err(FsError::from)?;
                 let none = rustix::fs::AtFlags::empty();
                 if rustix::fs::linkat(&from.0, from.1, view.staging(), &name, none).is_err() {
-                    copy_file((&from.0, from.1), (view.staging(), &name)).map_err(FsError::from)?;
+                    copy_file((&from.0, from.1), (view.staging(), &name)).map_err(at(lower))?;
                 }
             }
             Some(Found::Virtual(layer, record)) => {
@@ -321,27 +379,16 @@ impl Workspace {
 
     /// Returns what the commit takes out of layers.
     fn punches_for(&self, asked: &Asked, changed: &[Changed]) -> Result<Vec<LayerPunch>, WorkspaceError> {
-        let mut punches = Vec::new();
-        for layer in self.tree.layers().iter() {
-            let owner = *layer.owner();
-            let mut seen = HashSet::new();
-            for Changed { change, before } in changed {
-                let records: Vec<_> = match change.object {
-                    Some(NewObject::Dir(_)) => layer.record(&change.path)?.into_iter().collect(),
-                    // A directory of the layer may have been in its place.
-                    _ => layer.archive().toc().subtree(&change.path).collect::<Result<_, _>>()?,
-                };
-                for record in records {
-                    if layer.is_punched(&record.path) || !seen.insert(record.path.clone()) {
-                        continue;
-                    }
-                    let own = owner == asked.owner && record.path == change.path;
-                    let before = if own { encode_before(before) } else { None };
-                    punches.push(LayerPunch { owner: *owner.0.as_bytes(), path: record.path, before });
-                }
-            }
-        }
-        Ok(punches)
+        let changes: Vec<_> = changed.iter().map(|changed| changed.change.clone()).collect();
+        let befores: HashMap<_, _> =
+            changed.iter().map(|changed| (&changed.change.path, &changed.before)).collect();
+        let superseded = superseded(&self.tree, &changes).map_err(FsError::from)?;
+        let punch = |(layer, record): (Arc<Layer>, Record)| {
+            let own = *layer.owner() == asked.owner;
+            let before = befores.get(&record.path).filter(|_| own).and_then(|before| encode_before(before));
+            LayerPunch { owner: *layer.owner().0.as_bytes(), path: record.path, before }
+        };
+        Ok(superseded.into_iter().map(punch).collect())
     }
 
     /// Replaces the task's claim: what this run changed, and what earlier ones did and it left alone.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::lookup::{Asked, Match};
 use super::restore::Target;
-use super::{ProgressSink, Workspace, WorkspaceError, chain, lock, now_secs};
+use super::{ProgressSink, Workspace, WorkspaceError, chain, forgo, lock, now_secs};
 use crate::archive::{Archive, ArchiveError, RecordKind};
 use crate::fs::{FsError, Timestamp};
 use crate::index::{Entry, IndexError, NewLayer};
@@ -20,7 +20,7 @@ const COMPARED_MAX: usize = 10_000;
 
 impl Workspace {
     /// Puts the outputs of a matching entry in place and returns what to report and replay; `Err` says why
-    /// it is a miss after all.
+    /// it is a miss after all. The caller holds `committing`.
     pub(super) fn apply_hit(
         &self,
         asked: &Asked,
@@ -36,30 +36,31 @@ impl Workspace {
             return Ok(Err(bad_archive("another process removed it".into())));
         };
         let Ok(terminal) = postcard::from_bytes::<Vec<Chunk>>(&terminal) else {
-            self.drop_entry(entry.id)?;
+            self.drop_entry(entry.id);
             return Ok(Err(bad_archive("the recorded terminal output is damaged".into())));
         };
         if let Some(path) = self.unrestorable(asked, found)? {
             return Ok(Err(MissReason::Changed(vec![Difference::Modified(path)])));
         }
-        let committing = lock(&self.committing);
         let mounted = lock(&self.mounted).is_some();
+        if mounted && self.has_unfinished() {
+            return Ok(Err(MissReason::Storage("the index cannot be written".into())));
+        }
         let placed = match &found.archive {
             None => self.place_nothing(asked),
             Some(archive) if mounted => self.place_layer(asked, entry, archive),
             Some(archive) => self.place_files(asked, entry, archive, progress),
         };
-        drop(committing);
         let in_place = match placed {
             Ok(in_place) => in_place,
             Err(error) if is_bad_archive(&error) => {
-                self.drop_entry(entry.id)?;
+                self.drop_entry(entry.id);
                 return Ok(Err(bad_archive(chain(&error))));
             }
             Err(error) => return Err(error),
         };
         self.note_in_place(asked.owner, Some(entry.id));
-        self.index.touch(entry.id, now_secs())?;
+        forgo("note the use of an entry", self.index.touch(entry.id, now_secs()));
         let report = HitReport {
             entry: entry.id,
             archive: entry.archive.map(|id| self.store.archive_path(id)),
@@ -86,7 +87,7 @@ impl Workspace {
         }
         for record in claimed.manifest().iter() {
             let record = record?;
-            if record.before.is_none() || !asked.output.selects(&record.path, true) {
+            if record.before.is_none() || !asked.output.selects_output(&record.path) {
                 continue;
             }
             if let Some(archive) = &found.archive
@@ -105,15 +106,24 @@ impl Workspace {
         Ok(None)
     }
 
-    /// A hit without outputs: takes away what earlier runs left of outputs.
+    /// A hit without outputs: takes away what earlier runs left of outputs; returns whether there was none.
     fn place_nothing(&self, asked: &Asked) -> Result<bool, WorkspaceError> {
-        let freed = self.index.remove_layer(self.id, asked.owner)?;
-        if let Some(layer) = self.tree.detach(&asked.owner) {
-            self.remove_archives(&freed)?;
-            self.invalidate_layers(&[&layer]);
-            return Ok(false);
+        let stale = match &asked.claimed {
+            Some(claimed) => self.stale_paths(claimed, None, &asked.output)?,
+            None => Vec::new(),
+        };
+        self.remove_stale(&stale)?;
+        for path in &stale {
+            self.touched.touch(path, Some(&asked.owner));
         }
-        Ok(true)
+        self.invalidate(|path| stale.iter().any(|stale| path == &**stale));
+        let freed = self.index.remove_layer(self.id, asked.owner)?;
+        let layer = self.tree.detach(&asked.owner);
+        self.remove_archives(&freed);
+        if let Some(layer) = &layer {
+            self.invalidate_layers(&[layer]);
+        }
+        Ok(stale.is_empty() && layer.is_none())
     }
 
     /// A hit under a live mount: attaches a layer; returns whether everything was in place already.
@@ -142,7 +152,6 @@ impl Workspace {
             }
             other => other?,
         };
-        self.index.clear_punches(self.id, asked.owner)?;
         let stale = asked.earlier().stale;
         let layer = Arc::new(Layer::new(LayerParts {
             owner: asked.owner,
@@ -155,7 +164,7 @@ impl Workspace {
             punched: BTreeMap::new(),
         }));
         let old = self.tree.attach(Arc::clone(&layer));
-        self.remove_archives(&freed)?;
+        self.remove_archives(&freed);
         match &old {
             Some(old) => self.invalidate_layers(&[&layer, old]),
             None => self.invalidate_layers(&[&layer]),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Workspace, WorkspaceError, now_secs};
+use super::{Workspace, WorkspaceError, chain, forgo, now_secs};
 use crate::archive::Archive;
 use crate::claim::Claimed;
 use crate::digest::Digest;
@@ -58,8 +58,18 @@ pub(super) struct Match {
 
 /// What a lookup found.
 pub(super) enum Lookup {
-    Hit(Match),
+    Hit(Box<Match>),
     Miss { reason: MissReason, closest: Option<Uuid>, inputs: u64 },
+}
+
+impl Lookup {
+    /// Returns the number of inputs compared.
+    pub(super) fn inputs(&self) -> u64 {
+        match self {
+            Self::Hit(found) => found.inputs,
+            Self::Miss { inputs, .. } => *inputs,
+        }
+    }
 }
 
 /// Present states, each computed once.
@@ -77,7 +87,7 @@ impl Workspace {
         let facets = Facets::new(&spec, programs);
         let input = Filter::compile(&spec.input)?;
         let output = Filter::compile(&spec.output)?;
-        let claim = self.index.claim(self.id, owner)?;
+        let claim = forgo("look for a claim", self.index.claim(self.id, owner)).flatten();
         let claimed = self.open_claim(claim.as_ref());
         let weak = facets.weak_key();
         let mut asked =
@@ -99,7 +109,22 @@ impl Workspace {
         }
     }
 
+    /// Looks a task up; where the cache cannot be asked, that is a miss.
     pub(super) fn lookup(&self, asked: &Asked) -> Result<Lookup, WorkspaceError> {
+        let miss = |problem| {
+            let reason = MissReason::Storage(problem);
+            Ok(Lookup::Miss { reason, closest: None, inputs: 0 })
+        };
+        if let Some(fault) = &self.fault {
+            return miss(fault.clone());
+        }
+        match self.lookup_in_index(asked) {
+            Err(error) if error.is_of_cache() => miss(chain(&error)),
+            other => other,
+        }
+    }
+
+    fn lookup_in_index(&self, asked: &Asked) -> Result<Lookup, WorkspaceError> {
         let mut states = States { logical: self.logical(asked), filter: &asked.input, known: HashMap::new() };
         let mut bad_archive = None;
         for (digest, blob) in self.index.path_sets(asked.weak)? {
@@ -110,7 +135,7 @@ impl Workspace {
                 continue;
             };
             match self.open_entry_archive(&entry) {
-                Ok(archive) => return Ok(Lookup::Hit(Match { entry, archive, inputs })),
+                Ok(archive) => return Ok(Lookup::Hit(Box::new(Match { entry, archive, inputs }))),
                 Err(problem) => {
                     let archive = entry.archive.map(|id| self.store.archive_path(id)).unwrap_or_default();
                     bad_archive = Some((entry.id, archive, problem));
@@ -118,7 +143,7 @@ impl Workspace {
             }
         }
         if let Some((entry, archive, problem)) = bad_archive {
-            self.drop_entry(entry)?;
+            self.drop_entry(entry);
             let reason = MissReason::BadArchive { archive, problem };
             return Ok(Lookup::Miss { reason, closest: Some(entry), inputs: 0 });
         }
@@ -176,7 +201,7 @@ impl Workspace {
     /// Opens the archive of an entry; `Err` says what is wrong with it.
     fn open_entry_archive(&self, entry: &Entry) -> Result<Option<Arc<Archive>>, String> {
         let Some(id) = entry.archive else { return Ok(None) };
-        self.open_archive(id).map(Some).map_err(|error| super::chain(&error))
+        self.open_archive(id).map(Some).map_err(|error| chain(&error))
     }
 
     /// Returns the hash of a program outside the workspace; `None` where it cannot be read, which is a
@@ -214,23 +239,23 @@ impl Workspace {
     }
 
     /// Notes a lookup for `vout why`.
-    pub(super) fn note_lookup(&self, asked: &Asked, lookup: &Lookup) -> Result<(), WorkspaceError> {
+    pub(super) fn note_lookup(&self, asked: &Asked, lookup: &Lookup) {
         let mut report = crate::report::WhyReport {
             task: asked.spec.name.clone(),
             when: now_secs(),
             hit: None,
             miss: None,
             closest: None,
-            inputs: 0,
+            inputs: lookup.inputs(),
             not_stored: None,
         };
         match lookup {
-            Lookup::Hit(found) => (report.hit, report.inputs) = (Some(found.entry.id), found.inputs),
-            Lookup::Miss { reason, closest, inputs } => {
-                (report.miss, report.closest, report.inputs) = (Some(reason.clone()), *closest, *inputs);
+            Lookup::Hit(found) => report.hit = Some(found.entry.id),
+            Lookup::Miss { reason, closest, .. } => {
+                (report.miss, report.closest) = (Some(reason.clone()), *closest);
             }
         }
-        Ok(self.index.set_lookup(self.id, &report.task, &encode(&report))?)
+        forgo("note a lookup", self.index.set_lookup(self.id, &report.task, &encode(&report)));
     }
 }
 
@@ -295,11 +320,10 @@ fn glob_walk(
                 }
             }
         }
-        Some(_) => {
-            if filter.selects(path, false) {
-                found.insert(path.to_owned(), state);
-            }
+        Some(_) if filter.selects(path, false) => {
+            found.insert(path.to_owned(), state);
         }
+        Some(_) => {}
     }
     Ok(())
 }

@@ -6,16 +6,15 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::restore::Target;
-use super::{Materialised, Mounted, ProgressSink, Workspace, WorkspaceError, lock, now_secs};
+use super::{Materialised, Mounted, ProgressSink, Workspace, WorkspaceError, forgo, lock, now_secs};
 use crate::claim::decode_before;
-use crate::commit::Journal;
 use crate::filter::Filter;
 use crate::fingerprint::Facets;
 use crate::fs::{Filesystem, Invalidator};
 use crate::index::{EntryFilter, LayerRow};
 use crate::live::Live;
 use crate::report::Stage;
-use crate::store::Swept;
+use crate::store::{Swept, WorkArea};
 use crate::task::FilterSpec;
 use crate::tree::layer::LayerParts;
 use crate::tree::{Layer, Stale};
@@ -97,7 +96,7 @@ impl Workspace {
     }
 
     fn materialise_layers(&self, progress: ProgressSink<'_>) -> Result<Materialised, WorkspaceError> {
-        let committing = lock(&self.committing);
+        let committing = self.committing()?;
         let mut done = Materialised::default();
         // Oldest first: what a newer layer holds of the same path is written over it.
         for layer in self.tree.layers().iter().rev() {
@@ -134,48 +133,34 @@ impl Workspace {
     fn drop_layer(&self, layer: &Arc<Layer>) -> Result<(), WorkspaceError> {
         let freed = self.index.remove_layer(self.id, *layer.owner())?;
         self.tree.detach(layer.owner());
-        self.remove_archives(&freed)?;
+        self.remove_archives(&freed);
         self.invalidate_layers(&[layer]);
         Ok(())
     }
 
-    /// Finishes commits that were cut off, attaches the layers that were attached, and sweeps the store.
-    pub(super) fn recover(&self) -> Result<(), WorkspaceError> {
-        for id in self.store.leftovers()?.journals {
-            self.recover_commit(id)?;
+    /// Finishes commits that were cut off, attaches the layers that were attached, and sweeps the store and
+    /// a work area that is not in use any more.
+    pub(super) fn recover(&self, former: Option<&Arc<WorkArea>>) -> Result<(), WorkspaceError> {
+        for area in self.store.work_areas().chain(former) {
+            self.recover_commits(area)?;
         }
         for row in self.index.layers(self.id)?.into_iter().rev() {
             self.reattach(row)?;
         }
-        let removed = self.index.evict(&self.limits, now_secs(), &HashSet::<Uuid>::new())?;
-        self.remove_archives(&removed.archives)?;
-        let swept = self.store.sweep(&self.index, &self.limits, &HashSet::<Uuid>::new())?;
-        if let Swept::Done { .. } = swept {
-            tracing::debug!(?swept, "store");
+        // What the index did not take before must at least be known to the layers.
+        forgo("finish a commit", self.committing().map(drop));
+        let nothing_pinned = HashSet::<Uuid>::new();
+        let evicted = self.index.evict(&self.limits, now_secs(), &nothing_pinned);
+        if let Some(removed) = forgo("evict entries", evicted) {
+            self.remove_archives(&removed.archives);
         }
-        Ok(())
-    }
-
-    fn recover_commit(&self, id: Uuid) -> Result<(), WorkspaceError> {
-        // Somebody else who shares the store may be at it.
-        let Ok(staging) = self.store.staging(id) else { return Ok(()) };
-        let journal = match self.store.open_journal(id).map(Journal::read) {
-            Ok(Ok(journal)) => journal,
-            Ok(Err(error)) => {
-                tracing::error!(%id, %error, "a commit cannot be finished; what it wrote is lost");
-                self.store.remove_journal(id)?;
-                return Ok(());
-            }
-            Err(_) => return Ok(()),
-        };
-        if journal.workspace != *self.id.0.as_bytes() {
-            return Ok(());
+        let swept = self.store.sweep(&self.index, &self.limits, &nothing_pinned);
+        if let Some(Swept::Done { .. }) = forgo("sweep the store", swept) {
+            tracing::debug!("the store is swept");
         }
-        tracing::warn!(%id, "a commit was cut off and is finished now");
-        self.apply(&journal, &staging)?;
-        self.store.remove_journal(id)?;
-        drop(staging);
-        self.store.remove_staging(id)?;
+        if let Some(former) = former {
+            forgo("sweep the workspace", former.sweep());
+        }
         Ok(())
     }
 
@@ -185,7 +170,7 @@ impl Workspace {
             Ok(archive) => archive,
             Err(error) => {
                 tracing::error!(task = new.task_name, %error, "a layer is lost; its task will run again");
-                self.index.remove_layer(self.id, new.owner)?;
+                forgo("forget a layer", self.index.remove_layer(self.id, new.owner));
                 return Ok(());
             }
         };
@@ -219,9 +204,10 @@ impl Workspace {
     }
 
     /// Removes an entry that turned out to be unusable.
-    pub(super) fn drop_entry(&self, entry: Uuid) -> Result<(), WorkspaceError> {
-        let removed = self.index.remove_entries(&EntryFilter::Id(entry))?;
-        self.remove_archives(&removed.archives)?;
-        Ok(())
+    pub(super) fn drop_entry(&self, entry: Uuid) {
+        let removed = self.index.remove_entries(&EntryFilter::Id(entry));
+        if let Some(removed) = forgo("remove an entry", removed) {
+            self.remove_archives(&removed.archives);
+        }
     }
 }

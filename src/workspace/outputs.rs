@@ -21,11 +21,9 @@ use crate::fs::{FileKind, NodeId};
 use crate::path::{RelPath, RelPathBuf};
 use crate::report::{NotStored, Progress, Stage};
 use crate::state::PathState;
+use crate::store::{StoreError, TempFile};
 use crate::tree::{Found, Layer, Perspective};
 use crate::view::{self, Content, NewObject, View, blob_name};
-
-/// Never an output unless a glob says so: a hit must not put back an old state of the repository.
-const REPOSITORY: &str = ".git";
 
 /// One output.
 pub(super) struct Output {
@@ -44,11 +42,20 @@ enum What {
     Virtual(Arc<Layer>, Record),
 }
 
-/// A packed archive.
+/// A packed archive that has no name yet.
 pub(super) struct PackedArchive {
-    pub(super) id: Uuid,
+    file: TempFile,
     pub(super) archive_bytes: u64,
     pub(super) content_bytes: u64,
+}
+
+impl PackedArchive {
+    /// Makes it an archive of the store and returns its id.
+    pub(super) fn publish(self) -> Result<Uuid, StoreError> {
+        let id = Uuid::new_v4();
+        self.file.publish_archive(id)?;
+        Ok(id)
+    }
 }
 
 /// What tells that two outputs are names of one file.
@@ -92,8 +99,7 @@ pub(super) fn collect(
     }
     let mut outputs = Vec::new();
     for (path, what) in written {
-        let automatic = path.components().next().is_none_or(|first| first != REPOSITORY);
-        if path.is_root() || !asked.output.selects(&path, automatic) {
+        if path.is_root() || !asked.output.selects_output(&path) {
             continue;
         }
         if let What::Changed(NewObject::Special { kind, .. }) = &what {
@@ -189,10 +195,8 @@ impl Workspace {
         };
         let temp = self.store.create_temp().map_err(storage)?;
         let packed = Packer::default().pack(temp.file(), items, &tell).map_err(storage)?;
-        let id = Uuid::new_v4();
-        temp.publish_archive(id).map_err(storage)?;
         let (archive_bytes, content_bytes) = (packed.archive_bytes, packed.content_bytes);
-        Ok(Some(PackedArchive { id, archive_bytes, content_bytes }))
+        Ok(Some(PackedArchive { file: temp, archive_bytes, content_bytes }))
     }
 
     fn item(&self, output: &Output, view: &View, names: &mut FirstNames) -> Result<Item, NotStored> {

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::{ProgressSink, Workspace, WorkspaceError};
+use super::{ProgressSink, Workspace, WorkspaceError, forgo};
 use crate::archive::restore::{restore_object, set_dir_attributes};
 use crate::archive::{Archive, Record, RecordKind, write_manifest};
 use crate::claim::{Claimed, claim_record, still_describes};
@@ -53,12 +53,20 @@ struct Planned {
     in_place: bool,
 }
 
+impl Planned {
+    fn needs_work(&self) -> bool {
+        // A directory that its owner cannot write must be opened up for what is written in it.
+        let closed = matches!(self.record.kind, RecordKind::Dir) && self.record.mode & 0o700 != 0o700;
+        !self.in_place || closed
+    }
+}
+
 impl Workspace {
     /// Makes the base hold exactly an entry's outputs, as far as they are this task's: writes what is
     /// missing or different, removes what its earlier run left, and records the claim.
     ///
-    /// The claim is set before anything is written, so that after a crash the files that were written are
-    /// known to be the task's own.
+    /// The claim is set before anything is changed: after a crash the files that were written are known to
+    /// be the task's own, and where it cannot be set the workspace is as it was.
     pub(super) fn restore(
         &self,
         target: &Target<'_>,
@@ -67,12 +75,14 @@ impl Workspace {
         progress: ProgressSink<'_>,
     ) -> Result<Restored, WorkspaceError> {
         let mut planned = self.plan_restore(target)?;
-        let stale = self.stale_paths(target, claimed.as_deref())?;
+        let stale = match &claimed {
+            Some(claimed) => self.stale_paths(claimed, Some(target.archive), target.outputs)?,
+            None => Vec::new(),
+        };
         let same_claim = claim.is_some_and(|claim| claim.entry == Some(target.entry));
         if same_claim && stale.is_empty() && planned.iter().all(|planned| planned.in_place) {
             return Ok(Restored::default());
         }
-        self.remove_stale(&stale)?;
         let logical = Logical {
             tree: &self.tree,
             hashes: &self.hashes,
@@ -81,6 +91,7 @@ impl Workspace {
             touched: None,
         };
         self.set_claim(target, &mut planned, &logical)?;
+        self.remove_stale(&stale)?;
         self.write_planned(target, &planned, progress)
     }
 
@@ -109,21 +120,24 @@ impl Workspace {
             .collect()
     }
 
-    /// Returns what the task's earlier run left and the entry does not hold, deepest first.
-    fn stale_paths(
+    /// Returns what the task's earlier run left of outputs and `archive` does not hold, deepest first.
+    pub(super) fn stale_paths(
         &self,
-        target: &Target<'_>,
-        claimed: Option<&Claimed>,
+        claimed: &Claimed,
+        archive: Option<&Archive>,
+        outputs: &Filter,
     ) -> Result<Vec<RelPathBuf>, WorkspaceError> {
-        let Some(claimed) = claimed else { return Ok(Vec::new()) };
         let mut stale = Vec::new();
         for record in claimed.manifest().iter() {
             let record = record?;
             if matches!(record.kind, RecordKind::ImpliedDir | RecordKind::Absent) || record.before.is_some() {
                 continue;
             }
-            let held = target.archive.toc().find(&record.path)?;
-            if held.is_some() || !target.outputs.selects(&record.path, true) {
+            let held = match archive {
+                Some(archive) => archive.toc().find(&record.path)?.is_some(),
+                None => false,
+            };
+            if held || !outputs.selects_output(&record.path) {
                 continue;
             }
             let stat = self.tree.base().stat(&record.path).map_err(at(&record.path))?;
@@ -203,9 +217,13 @@ impl Workspace {
         temp.publish_claim(manifest)?;
         let claim =
             Claim { workspace: self.id, owner, task_name: task_name.to_owned(), manifest, shift_ns, entry };
-        if let Some(old) = self.index.set_claim(&claim)? {
-            self.store.remove_claim(old)?;
-        }
+        match self.index.set_claim(&claim) {
+            Ok(old) => old.and_then(|old| forgo("remove a claim", self.store.remove_claim(old))),
+            Err(error) => {
+                forgo("remove a claim", self.store.remove_claim(manifest));
+                return Err(error.into());
+            }
+        };
         Ok(())
     }
 
@@ -215,7 +233,10 @@ impl Workspace {
         planned: &[Planned],
         progress: ProgressSink<'_>,
     ) -> Result<Restored, WorkspaceError> {
-        let todo: Vec<_> = planned.iter().filter(|planned| !planned.in_place).collect();
+        if planned.iter().all(|planned| planned.in_place) {
+            return Ok(Restored { changed: true, ..Restored::default() });
+        }
+        let todo: Vec<_> = planned.iter().filter(|planned| planned.needs_work()).collect();
         let is_dir =
             |planned: &&&Planned| matches!(planned.record.kind, RecordKind::Dir | RecordKind::ImpliedDir);
         let (mut dirs, others): (Vec<_>, Vec<_>) = todo.into_iter().partition(|planned| is_dir(&planned));
@@ -235,36 +256,47 @@ impl Workspace {
         for planned in &links {
             self.restore_link(target.archive, planned)?;
         }
-        // Deepest first: making something in a directory changes its time.
+        // Deepest first: making something in a directory changes its time, and may need permissions that it
+        // does not keep.
         let mut times: Vec<_> =
             planned.iter().filter(|planned| matches!(planned.record.kind, RecordKind::Dir)).collect();
         times.sort_unstable_by(|a, b| b.record.path.cmp(&a.record.path));
-        if !others.is_empty() || !links.is_empty() || !dirs.is_empty() {
-            for planned in times {
-                let path = &planned.record.path;
-                let mtime = Some(SetTime::At(planned.mtime));
-                self.tree.base().set_times(path, None, mtime).map_err(at(path))?;
-            }
+        for planned in times {
+            self.settle_dir(planned)?;
         }
         let (files, bytes) = meter.done();
         Ok(Restored { files, bytes, changed: true })
     }
 
+    /// Makes a directory that can be filled.
     fn restore_dir(&self, planned: &Planned) -> Result<(), WorkspaceError> {
-        let Planned { record, mtime, .. } = planned;
+        let record = &planned.record;
         let base = self.tree.base();
         if base.stat(&record.path).map_err(at(&record.path))?.is_some_and(|stat| stat.kind != FileKind::Dir) {
             base.remove_all(&record.path).map_err(at(&record.path))?;
         }
         let (parent, name) = base.open_parent(&record.path).map_err(at(&record.path))?;
-        match rustix::fs::mkdirat(&parent, name, Mode::from_bits_truncate(record.mode)) {
-            Ok(()) => {}
+        let mode = Mode::from_bits_truncate(record.mode) | Mode::RWXU;
+        match rustix::fs::mkdirat(&parent, name, mode) {
+            Ok(()) => Ok(()),
             // Only an output's attributes are the task's business.
-            Err(Errno::EXIST) if matches!(record.kind, RecordKind::ImpliedDir) => return Ok(()),
-            Err(Errno::EXIST) => {}
-            Err(errno) => return Err(at(&record.path)(errno)),
+            Err(Errno::EXIST) if matches!(record.kind, RecordKind::ImpliedDir) => Ok(()),
+            Err(Errno::EXIST) => {
+                rustix::fs::chmodat(&parent, name, mode, AtFlags::empty()).map_err(at(&record.path))
+            }
+            Err(errno) => Err(at(&record.path)(errno)),
         }
-        Ok(set_dir_attributes(record, parent.as_fd(), name, *mtime)?)
+    }
+
+    /// Gives a directory that was filled its final attributes.
+    fn settle_dir(&self, planned: &Planned) -> Result<(), WorkspaceError> {
+        let Planned { record, mtime, .. } = planned;
+        let base = self.tree.base();
+        if planned.needs_work() {
+            let (parent, name) = base.open_parent(&record.path).map_err(at(&record.path))?;
+            return Ok(set_dir_attributes(record, parent.as_fd(), name, *mtime)?);
+        }
+        base.set_times(&record.path, None, Some(SetTime::At(*mtime))).map_err(at(&record.path))
     }
 
     fn restore_one(&self, archive: &Archive, planned: &Planned) -> Result<(), WorkspaceError> {
@@ -298,7 +330,7 @@ impl Workspace {
     }
 }
 
-fn at(path: &RelPath) -> impl FnOnce(Errno) -> WorkspaceError {
+pub(super) fn at(path: &RelPath) -> impl FnOnce(Errno) -> WorkspaceError {
     move |errno| WorkspaceError::Base { path: path.to_owned(), source: errno.into() }
 }
 

@@ -1,16 +1,17 @@
 //! A run: a task that executes in a view.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use uuid::Uuid;
 
 use super::lookup::{Asked, Lookup};
-use super::{Begun, Committed, InPlace, ProgressSink, Workspace, WorkspaceError, lock};
+use super::{Begun, Committed, InPlace, ProgressSink, Workspace, WorkspaceError, chain, lock};
 use crate::fs::Filesystem;
 use crate::index::TaskId;
 use crate::path::RelPathBuf;
 use crate::proto::CacheMode;
-use crate::report::MissReason;
+use crate::report::{Chunk, HitReport, MissReason};
 use crate::task::TaskSpec;
 use crate::touched::TouchedSince;
 use crate::view::{View, ViewOptions};
@@ -48,6 +49,9 @@ impl Workspace {
         cache: CacheMode,
         progress: ProgressSink<'_>,
     ) -> Result<Begun, WorkspaceError> {
+        if self.has_unfinished() {
+            drop(self.committing()?);
+        }
         self.settle_layers(progress)?;
         let stores = spec.cache && cache != CacheMode::Off;
         let owner = crate::fingerprint::task_id(&spec);
@@ -68,37 +72,68 @@ impl Workspace {
         cache: CacheMode,
         progress: ProgressSink<'_>,
     ) -> Result<Begun, WorkspaceError> {
+        let started = Instant::now();
+        let since_start = || started.elapsed().as_micros();
         let asked = self.ask(spec)?;
+        tracing::debug!(us = since_start(), task = asked.spec.name, "asked");
         let reason = match (stores, cache) {
             (false, _) | (true, CacheMode::Off) => MissReason::NotCached,
             (true, CacheMode::Refresh) => {
                 let forced = Lookup::Miss { reason: MissReason::Forced, closest: None, inputs: 0 };
-                self.note_lookup(&asked, &forced)?;
+                self.note_lookup(&asked, &forced);
                 MissReason::Forced
             }
-            (true, CacheMode::ReadWrite) => {
-                let lookup = self.lookup(&asked)?;
-                self.note_lookup(&asked, &lookup)?;
-                match lookup {
-                    Lookup::Miss { reason, .. } => reason,
-                    Lookup::Hit(found) => match self.apply_hit(&asked, &found, progress)? {
-                        Ok((report, terminal)) => {
-                            self.save_hashes()?;
-                            return Ok(Begun::Hit { report, terminal });
-                        }
-                        Err(reason) => reason,
-                    },
+            (true, CacheMode::ReadWrite) => match self.look_up_and_apply(&asked, progress)? {
+                Ok((report, terminal)) => {
+                    self.save_hashes();
+                    tracing::debug!(us = since_start(), "in place");
+                    return Ok(Begun::Hit { report, terminal });
                 }
-            }
+                Err(reason) => reason,
+            },
         };
-        self.save_hashes()?;
+        self.save_hashes();
         let run = self.open_run(asked, stores)?;
         Ok(Begun::Miss { run, reason })
     }
 
+    /// Looks a task up and puts the outputs of a hit in place; `Err` says why it must run.
+    fn look_up_and_apply(
+        &self,
+        asked: &Asked,
+        progress: ProgressSink<'_>,
+    ) -> Result<Result<(HitReport, Vec<Chunk>), MissReason>, WorkspaceError> {
+        loop {
+            let seen = self.commit_number();
+            let lookup = self.lookup(asked)?;
+            let committing = self.committing()?;
+            // What somebody committed meanwhile may be an input.
+            if matches!(lookup, Lookup::Hit(_)) && self.commit_number() != seen {
+                continue;
+            }
+            tracing::debug!(task = asked.spec.name, inputs = lookup.inputs(), "looked up");
+            self.note_lookup(asked, &lookup);
+            let answer = match lookup {
+                Lookup::Miss { reason, .. } => Err(reason),
+                Lookup::Hit(found) => match self.apply_hit(asked, &found, progress) {
+                    // The index is written before anything else is changed.
+                    Err(error) if error.is_of_cache() => Err(MissReason::Storage(chain(&error))),
+                    other => other?,
+                },
+            };
+            drop(committing);
+            return Ok(answer);
+        }
+    }
+
+    /// Returns the number of the next commit.
+    pub(super) fn commit_number(&self) -> u64 {
+        lock(&self.commits).next
+    }
+
     fn open_run(&self, asked: Asked, stores: bool) -> Result<Run, WorkspaceError> {
         let id = Uuid::new_v4();
-        let staging = Arc::new(self.store.staging(id)?);
+        let staging = Arc::new(self.store.work().staging(id)?);
         let view = Arc::new(View::new(ViewOptions {
             tree: Arc::clone(&self.tree),
             store: Arc::clone(&self.store),
@@ -106,7 +141,7 @@ impl Workspace {
             without: asked.spec.clean.then(|| asked.earlier()),
             passthrough: self.passthrough,
         }));
-        let started = lock(&self.commits).next;
+        let started = self.commit_number();
         Ok(Run { id, asked, view, stores, started })
     }
 
@@ -117,12 +152,17 @@ impl Workspace {
 
     /// Drops what a run no longer needs.
     pub(super) fn end(&self, run: &Run) {
+        self.release(run);
+        // Processes that outlived the task keep their open files; new ones they make go nowhere.
+        if let Err(error) = self.store.work().remove_staging(run.id) {
+            tracing::warn!(%error, "a staging directory is left for the next start to sweep");
+        }
+    }
+
+    /// Lets the run's task be looked up again.
+    pub(super) fn release(&self, run: &Run) {
         if run.stores {
             self.end_turn(run.asked.owner);
-        }
-        // Processes that outlived the task keep their open files; new ones they make go nowhere.
-        if let Err(error) = self.store.remove_staging(run.id) {
-            tracing::warn!(%error, "a staging directory is left for the next start to sweep");
         }
     }
 
@@ -148,23 +188,27 @@ impl Workspace {
         let number = commits.next;
         commits.next += 1;
         let task_name = asked.spec.name.clone();
-        commits.recent.push_back(Arc::new(Committed { number, owner: asked.owner, task_name, paths }));
+        commits.recent.push_back(Arc::new(Committed { number, task_name, paths }));
         if commits.recent.len() > super::COMMITS_MAX {
             commits.recent.pop_front();
         }
     }
 
-    /// Returns what others than `owner` committed since.
-    pub(super) fn commits_since(&self, since: u64, owner: TaskId) -> Vec<Arc<Committed>> {
+    /// Returns what was committed since.
+    pub(super) fn commits_since(&self, since: u64) -> Vec<Arc<Committed>> {
         let commits = lock(&self.commits);
-        let late = commits.recent.iter().rev().take_while(|commit| commit.number >= since);
-        late.filter(|commit| commit.owner != owner).cloned().collect()
+        commits.recent.iter().rev().take_while(|commit| commit.number >= since).cloned().collect()
     }
 
     /// Notes that a task's outputs are all in place now.
     pub(super) fn note_in_place(&self, owner: TaskId, entry: Option<Uuid>) {
         let since = self.touched.now();
         lock(&self.in_place).insert(owner, InPlace { entry, since });
+    }
+
+    /// Notes that it is not known any more whether a task's outputs are in place.
+    pub(super) fn forget_in_place(&self, owner: &TaskId) {
+        lock(&self.in_place).remove(owner);
     }
 
     /// Returns what others touched since the task's outputs were in place, where every way to touch them

@@ -185,7 +185,7 @@ mod tests {
     fn place(root: &Path) -> Place {
         let store = root.join(".vout");
         let runtime = vout::runtime::RuntimePaths::new(root, root, &store).unwrap();
-        Place { root: root.to_owned(), store, runtime }
+        Place { root: root.to_owned(), store, limits: vout::limits::Limits::default(), runtime }
     }
 
     fn workspace() -> Result<(tempfile::TempDir, std::path::PathBuf), std::io::Error> {

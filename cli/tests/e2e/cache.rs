@@ -62,6 +62,19 @@ fn the_cache_can_be_looked_at() -> TestResult {
     Ok(())
 }
 
+#[test]
+fn limits_of_the_configuration_hold() -> TestResult {
+    let ws = workspace(Mode::Unmounted)?
+        .config("[tasks.build]\ncommand = \"sh build.sh\"\n[cache]\nentries_per_task_max = 2\n")?;
+    for i in 0..5 {
+        ws.file("in", format!("{i}\n"))?;
+        ws.run(["build"])?.stored_miss();
+    }
+    assert_eq!(ws.status()?["entries"], 2);
+    assert_eq!(ws.archives()?.len(), 2);
+    Ok(())
+}
+
 /// What a crash between storing an entry and removing the superseded archive leaves: a file nobody refers to.
 #[test]
 fn orphans_of_a_crash_are_swept_at_the_next_start() -> TestResult {
@@ -76,21 +89,10 @@ fn orphans_of_a_crash_are_swept_at_the_next_start() -> TestResult {
     Ok(())
 }
 
-/// Overwrites the version in the header of the store's database.
+/// Sets the version that the store's database says it has.
 fn set_database_version(ws: &Workspace, version: u32) -> TestResult {
-    /// Where SQLite keeps `user_version`, big-endian.
-    const USER_VERSION: std::ops::Range<usize> = 60..64;
-    let mut changed = 0;
-    for path in crate::support::tree::files_below(&ws.store(), |_| true)? {
-        let mut bytes = fs::read(&path)?;
-        if bytes.starts_with(b"SQLite format 3\0") {
-            bytes[USER_VERSION].copy_from_slice(&version.to_be_bytes());
-            fs::write(&path, bytes)?;
-            changed += 1;
-        }
-    }
-    assert_eq!(changed, 1, "one database in the store");
-    Ok(())
+    let database = rusqlite::Connection::open(ws.store().join("index.sqlite"))?;
+    Ok(database.pragma_update(None, "user_version", version)?)
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Runs that do not come to a proper end: Ctrl-C, killed daemons, processes that stay behind.
 
+use std::fs;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -40,11 +42,13 @@ fn control_c_leaves_nothing_behind(mode: Mode) -> TestResult {
     for signal in [Signal::INT, Signal::TERM] {
         let run = ws.start_run(["long"])?;
         ws.await_signal("begun");
+        // A shell that is just about to start something may keep an interrupt to itself.
+        process::poll_until("the sleep", || left_behind(&ws).iter().any(|process| process.name == "sleep"));
         process::signal(run.id(), signal);
         let started = Instant::now();
         let run = ws.finish(run)?.code(128 + signal.as_raw());
         assert!(started.elapsed() < Duration::from_secs(30), "{run}");
-        std::fs::remove_file(ws.signal("begun"))?;
+        fs::remove_file(ws.signal("begun"))?;
         process::poll_until("end of the task's processes", || left_behind(&ws).is_empty());
         assert_eq!(snapshot(ws.root())?, before);
         assert_eq!(ws.status()?["running"].as_array().map(Vec::len), Some(0));
@@ -96,6 +100,56 @@ fn a_live_mount_comes_back_after_its_daemon_was_killed() -> TestResult {
     ws.run(["build"])?.hit();
     ws.vout(["unmount"])?.ok();
     assert_eq!(ws.read("dist/b")?.lines().count(), 2000);
+    Ok(())
+}
+
+/// Runs `vout` from a shell that has stood in `cwd` since before the daemon was killed.
+fn across_a_kill(ws: &Workspace, command: &[&str], cwd: &str) -> std::io::Result<ExitStatus> {
+    let vout = ws.vout_command(command);
+    let mut shell = Command::new("sh");
+    // It goes on at the end of its input.
+    shell.args(["-c", "read go; exec \"$0\" \"$@\""]).arg(vout.get_program()).args(vout.get_args());
+    shell.current_dir(ws.path(cwd)).stdin(Stdio::piped());
+    for (name, value) in vout.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let mut child = shell.spawn()?;
+    ws.kill_daemon();
+    drop(child.stdin.take());
+    process::wait_at_most(&mut child, Duration::from_secs(60))
+}
+
+/// Goal: no command is stopped by a mount that a killed daemon left. Method: each from the workspace, from
+/// below it, and by its path.
+#[test]
+fn every_command_gets_past_a_dead_mount() -> TestResult {
+    let ws = Workspace::with_config(Mode::Mounted, "[tasks.build]\ncommand = \"sh build.sh\"\n")?;
+    ws.file("build.sh", "mkdir -p dist\nseq 1000 > dist/a\n")?;
+    ws.run(["build"])?.stored_miss();
+    let root = ws.root().to_str().unwrap().to_owned();
+    let commands: [(&[&str], &str); 7] = [
+        (&["status"], "."),
+        (&["run", "build"], "."),
+        (&["run", "build"], "sub"),
+        (&["mount"], "sub"),
+        (&["mount", root.as_str()], "/"),
+        (&["unmount", ".."], "sub"),
+        (&["unmount"], "."),
+    ];
+    for (command, cwd) in commands {
+        ws.mount()?;
+        fs::create_dir_all(ws.path("sub"))?;
+        ws.remove("dist")?;
+        ws.run(["build"])?.hit();
+        let status = across_a_kill(&ws, command, cwd)?;
+        assert!(status.success(), "{command:?} in {cwd:?}: {status}");
+        if command[0] == "unmount" {
+            assert_eq!(ws.read("dist/a")?.lines().count(), 1000, "{command:?} writes what was virtual");
+        }
+    }
     Ok(())
 }
 

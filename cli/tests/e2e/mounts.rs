@@ -118,6 +118,25 @@ fn a_workspace_inside_a_mounted_one_is_refused() -> TestResult {
 }
 
 #[test]
+fn status_works_where_nothing_runs_and_nothing_is_mounted() -> TestResult {
+    let ws = Workspace::new(Mode::Unmounted)?.config("")?;
+    assert_eq!(ws.daemon(), None);
+    let status = ws.status()?;
+    assert_eq!((&status["mounted"], &status["entries"]), (&false.into(), &0.into()), "{status}");
+    Ok(())
+}
+
+#[test]
+fn unmounting_from_inside_and_what_is_not_mounted_is_fine() -> TestResult {
+    let ws = with_layer()?;
+    // The harness starts vout in the workspace.
+    ws.vout(["unmount"])?.ok();
+    assert_eq!(ws.read("dist/3")?, "1\n2\n3\n");
+    ws.vout(["unmount"])?.ok();
+    Ok(())
+}
+
+#[test]
 fn status_tells_of_mounts_layers_and_the_store() -> TestResult {
     let ws = with_layer()?;
     let status = ws.status()?;

@@ -19,7 +19,6 @@ in_both_modes!(
     kinds_modes_links_and_times_survive,
     preserved_times_are_exact,
     sparse_files_stay_sparse,
-    user_attributes_survive,
     a_directory_renamed_into_place_counts_with_its_content,
     temporary_files_never_existed,
     deletions_are_replayed,
@@ -103,17 +102,6 @@ fn sparse_files_stay_sparse(mode: Mode) -> TestResult {
     ws.vout(["unmount"])?;
     let used = ws.path("hole").metadata()?.blocks() * 512;
     assert!(used < 4 << 20, "{used} bytes of disk for three of content");
-    Ok(())
-}
-
-fn user_attributes_survive(mode: Mode) -> TestResult {
-    let ws = task(mode, "echo x > out\nsetfattr -n user.origin -v here out\n", "")?;
-    ws.run(["build"])?.stored_miss();
-    ws.remove("out")?;
-    ws.run(["build"])?.hit();
-    let mut value = [0; 16];
-    let length = rustix::fs::getxattr(ws.path("out"), "user.origin", &mut value[..])?;
-    assert_eq!(&value[..length], b"here");
     Ok(())
 }
 

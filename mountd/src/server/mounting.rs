@@ -5,6 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
+use rustix::io::Errno;
+use vout::mountinfo::{FS_TYPE, mounts};
 use vout::proto::{Event, Failure, FailureKind};
 use vout::workspace::Materialised;
 
@@ -13,8 +15,7 @@ use super::connection::Connection;
 use super::failure::{failure, internal, user_failure};
 use crate::adapter::{Adapter, AdapterOptions};
 use crate::invalidate::KernelInvalidator;
-use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, clear_dead};
-use crate::mountinfo::{FS_TYPE, mounts};
+use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, clear_dead, open_device};
 use crate::session::SessionEnd;
 
 impl Server {
@@ -29,10 +30,7 @@ impl Server {
                 Err(user_failure(format!("the workspace is mounted already, at {mounted:?}"), &[]))
             };
         }
-        if !Path::new(FUSE_DEVICE_PATH).exists() {
-            let hints = ["modprobe fuse", "in a container, add: --device /dev/fuse --cap-add SYS_ADMIN"];
-            return Err(user_failure(format!("{FUSE_DEVICE_PATH} is missing"), &hints));
-        }
+        check_device()?;
         self.check_target(&at)?;
         let invalidator = KernelInvalidator::start().map_err(|error| internal(&error))?;
         let covers_base = at == self.options.root;
@@ -59,23 +57,20 @@ impl Server {
 
     pub(super) fn unmount(&self, connection: &Connection, discard: bool) -> Result<Event, Failure> {
         let _mounting = self.mounting();
+        let end_layers = || {
+            let progress = |progress| connection.progress(progress);
+            self.workspace.unmount_live(discard, &progress).map_err(|error| internal(&error))
+        };
         let Some(live) = self.live().clone() else {
-            let root = &self.options.root;
-            return match clear_dead(root) {
-                Ok(true) => Ok(unmounted(Materialised::default())),
-                Ok(false) => Err(user_failure(format!("{root:?} is not mounted"), &[])),
-                Err(error) => Err(internal(&error)),
-            };
+            // What a killed daemon left: its mount, and layers that nobody serves.
+            clear_dead(&self.options.root).map_err(|error| internal(&error))?;
+            return Ok(unmounted(end_layers()?));
         };
         let holders = live.holders();
         if !holders.is_empty() {
             // Known before the work is done, not after.
             return Ok(Event::Busy { holders });
         }
-        let end_layers = || {
-            let progress = |progress| connection.progress(progress);
-            self.workspace.unmount_live(discard, &progress).map_err(|error| internal(&error))
-        };
         // What is still virtual is written while the mount serves it; what is given up is given up only
         // once nobody can ask for it.
         let written = if discard { None } else { Some(end_layers()?) };
@@ -196,6 +191,19 @@ impl Server {
     fn mounting(&self) -> MutexGuard<'_, ()> {
         self.mounting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Refuses where there is no FUSE for us.
+fn check_device() -> Result<(), Failure> {
+    let Err(errno) = open_device() else { return Ok(()) };
+    if errno == Errno::ACCESS {
+        let problem = format!("{FUSE_DEVICE_PATH} is closed to you");
+        return Err(user_failure(problem, &[&format!("sudo chmod 666 {FUSE_DEVICE_PATH}")]));
+    }
+    let missing = errno == Errno::NOENT;
+    let problem = if missing { "is missing".to_owned() } else { format!("cannot be opened: {errno}") };
+    let hints = ["modprobe fuse", "in a container, add: --device /dev/fuse --cap-add SYS_ADMIN"];
+    Err(user_failure(format!("{FUSE_DEVICE_PATH} {problem}"), &hints))
 }
 
 /// Why a directory cannot be mounted over.

@@ -13,6 +13,7 @@ use super::Server;
 use super::connection::Connection;
 use super::failure::{failure, internal, user_failure};
 use crate::adapter::{Adapter, AdapterOptions};
+use crate::live::FUSE_DEVICE_PATH;
 use crate::session::{Session, SessionEnd};
 use crate::terminal::Terminal;
 
@@ -163,8 +164,10 @@ impl OpenRun<'_> {
 
     /// Returns why the view did not serve the task to its end, if it did not.
     fn fault(&self) -> Option<String> {
-        // Without a view nothing was to be served.
-        self.id?;
+        // What was not recorded must not be stored, be it the inputs or the outputs.
+        if self.id.is_none() {
+            return Some(format!("{FUSE_DEVICE_PATH} cannot be used, so the task ran without one"));
+        }
         match &*self.view.session() {
             ViewSession::Awaited => Some("the view was never mounted".to_owned()),
             ViewSession::Closed => Some("the view was closed".to_owned()),

@@ -100,7 +100,7 @@ pub(crate) fn files_below(root: &Path, wanted: impl Fn(&str) -> bool) -> io::Res
     if !root.exists() {
         return Ok(Vec::new());
     }
-    let paths = walk(root)?.into_iter().map(|path| root.join(path));
+    let paths = walk(root)?.into_iter().map(|path| root.join(path)).filter(|path| path.is_file());
     Ok(paths.filter(|path| path.file_name().is_some_and(|name| wanted(&name.to_string_lossy()))).collect())
 }
 

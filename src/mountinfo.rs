@@ -1,34 +1,52 @@
-//! What is mounted where, as `/proc/self/mountinfo` tells: nothing here touches a mount.
+//! What is mounted where, as `/proc/self/mountinfo` tells.
+//!
+//! Only [`is_dead`] touches a mount.
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// Type under which our mounts appear.
-pub(crate) const FS_TYPE: &str = "fuse.vout";
+pub const FS_TYPE: &str = "fuse.vout";
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MountEntry {
+pub struct MountEntry {
     /// Mount id, as `mnt_id` in `/proc/PID/fdinfo`.
-    pub(crate) id: u32,
+    pub id: u32,
     /// Device as `MAJOR:MINOR` in decimal.
-    pub(crate) device: (u32, u32),
+    pub device: (u32, u32),
     /// Where.
-    pub(crate) mount_point: PathBuf,
+    pub mount_point: PathBuf,
     /// File-system type.
-    pub(crate) fs_type: String,
+    pub fs_type: String,
 }
 
 /// Returns the mounts of this process's namespace; later ones cover earlier ones.
-pub(crate) fn mounts() -> io::Result<Vec<MountEntry>> {
+///
+/// # Errors
+/// Where there is no `/proc`.
+pub fn mounts() -> io::Result<Vec<MountEntry>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }
 
 /// Returns the topmost mount exactly at `path`.
-pub(crate) fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
+///
+/// # Errors
+/// Where there is no `/proc`.
+pub fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts()?.into_iter().rfind(|mount| mount.mount_point == path))
+}
+
+/// Returns whether nobody serves the FUSE mount of `file` any more, which may be opened with `O_PATH`.
+pub fn is_dead(file: impl AsFd) -> bool {
+    // Unlike attributes, these numbers are never cached: the kernel has to ask.
+    let asked = rustix::fs::fstatfs(file);
+    asked.is_err_and(|errno| errno == Errno::NOTCONN || errno == Errno::CONNABORTED)
 }
 
 fn parse(mountinfo: &[u8]) -> Vec<MountEntry> {
