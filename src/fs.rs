@@ -17,6 +17,7 @@ use crate::archive::ArchiveError;
 use crate::archive::restore::RestoreError;
 pub use crate::state::FileKind;
 use crate::store::StoreError;
+pub use crate::time::Timestamp;
 
 /// The identity of a file-system object while the session lasts, also its `st_ino`.
 ///
@@ -27,17 +28,6 @@ pub struct NodeId(pub u64);
 impl NodeId {
     /// The root directory.
     pub const ROOT: Self = Self(1);
-}
-
-/// A point in time.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
-)]
-pub struct Timestamp {
-    /// Whole seconds since the epoch; negative before it.
-    pub secs: i64,
-    /// Nanoseconds within the second, below 1,000,000,000.
-    pub nanos: u32,
 }
 
 /// Attributes, as `stat(2)` gives them.

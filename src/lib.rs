@@ -111,6 +111,7 @@ pub mod runtime;
 pub mod state;
 pub mod store;
 pub mod task;
+pub mod time;
 pub mod touched;
 pub mod tree;
 pub mod view;
