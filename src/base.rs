@@ -110,6 +110,12 @@ impl Base {
         self.hidden.iter().any(|hidden| path.starts_with(hidden))
     }
 
+    /// Returns whether something hidden lies below the directory `path`, so that it cannot go or move.
+    #[must_use]
+    pub fn holds_hidden(&self, path: &RelPath) -> bool {
+        self.hidden.iter().any(|hidden| hidden.starts_with(path) && &**hidden != path)
+    }
+
     /// Opens `path` with `flags`.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::fs::{
     OpenFlags, RenameFlags, SetTime,
 };
 use crate::open_file::{RealFile, open_virtual};
-use crate::path::RelPath;
+use crate::path::{RelPath, RelPathBuf};
 use crate::recording::ContentSeen;
 use crate::tree::Found;
 
@@ -196,7 +196,19 @@ impl View {
         self.touch_dir(state, parent)
     }
 
+    /// Refuses to move a directory that holds the store: a commit could not.
+    fn refuse_to_move_hidden(&self, state: &State, id: NodeId) -> Result<(), FsError> {
+        match state.nodes.dir(id).ok().and_then(|dir| dir.lower.as_ref()) {
+            Some(lower) if self.tree.base().holds_hidden(lower) => Err(FsError::NotPermitted),
+            _ => Ok(()),
+        }
+    }
+
     fn is_empty(&self, state: &mut State, id: NodeId) -> Result<bool, FsError> {
+        let holds_hidden = |lower: &RelPathBuf| self.tree.base().holds_hidden(lower);
+        if state.nodes.dir(id)?.lower.as_ref().is_some_and(holds_hidden) {
+            return Ok(false);
+        }
         Ok(self.names(state, id)?.is_empty())
     }
 
@@ -363,6 +375,7 @@ impl Filesystem for View {
         let state = &mut *self.lock();
         let source = self.resolve(state, from, from_name)?;
         self.refuse_hidden(state, to, to_name)?;
+        self.refuse_to_move_hidden(state, source)?;
         let target = match self.resolve(state, to, to_name) {
             Ok(id) => Some(id),
             Err(FsError::NotFound) => None,
@@ -370,6 +383,7 @@ impl Filesystem for View {
         };
         if flags.contains(RenameFlags::EXCHANGE) {
             let target = target.ok_or(FsError::NotFound)?;
+            self.refuse_to_move_hidden(state, target)?;
             state.nodes.unname(source, (from, from_name));
             state.nodes.unname(target, (to, to_name));
             state.nodes.name(target, (from, from_name));
