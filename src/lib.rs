@@ -84,6 +84,7 @@
 
 pub mod archive;
 pub mod base;
+mod change;
 pub mod claim;
 pub mod command;
 pub mod commit;
@@ -102,6 +103,7 @@ pub mod live;
 pub mod logical;
 pub mod materialise;
 pub mod mountinfo;
+mod node_numbers;
 pub mod open_file;
 pub mod path;
 pub mod proto;

@@ -12,14 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::fs::{Attr, FileKind, FsError, Invalidator, NodeId, OpenFile};
 use crate::materialise::Materialiser;
+use crate::node_numbers::NodeNumbers;
 use crate::open_file::RealFile;
 use crate::path::{RelPath, RelPathBuf};
 use crate::store::Store;
 use crate::touched::Touched;
 use crate::tree::{Found, ObjectId, Perspective, Tree};
-
-/// Inode numbers from here on are ours; below it they are the base's own.
-const OWN_NUMBERS: u64 = 1 << 62;
 
 /// The live mount's tree.
 #[derive(Debug)]
@@ -36,7 +34,7 @@ pub struct Live {
 struct Nodes {
     nodes: HashMap<NodeId, Node>,
     by_object: HashMap<ObjectId, NodeId>,
-    next_own: u64,
+    numbers: NodeNumbers,
 }
 
 #[derive(Debug)]
@@ -69,7 +67,7 @@ impl Live {
             let nodes = self.lock();
             for (id, node) in &nodes.nodes {
                 for (parent, name) in &node.names {
-                    if nodes.path(*id).is_ok_and(|path| concerns(&path)) {
+                    if nodes.child_path(*parent, name).is_ok_and(|path| concerns(&path)) {
                         changed.push((*id, *parent, name.clone()));
                     }
                 }
@@ -101,7 +99,7 @@ impl Live {
 impl Nodes {
     fn new() -> Self {
         let nodes = HashMap::from([(NodeId::ROOT, Node::new(FileKind::Dir, None))]);
-        Self { nodes, by_object: HashMap::new(), next_own: OWN_NUMBERS }
+        Self { nodes, by_object: HashMap::new(), numbers: NodeNumbers::new() }
     }
 
     fn get(&self, id: NodeId) -> Result<&Node, FsError> {
@@ -133,8 +131,10 @@ impl Nodes {
         let shared = object.as_ref().and_then(|object| self.by_object.get(object)).copied();
         let id = shared.unwrap_or_else(|| {
             let id = match found {
-                Found::Base(stat) => self.base_number(stat.identity.ino),
-                Found::Virtual(..) => self.own_number(),
+                Found::Base(stat) => {
+                    self.numbers.of_base(stat.identity.ino, |id| self.nodes.contains_key(&id))
+                }
+                Found::Virtual(..) => self.numbers.fresh(),
             };
             self.nodes.insert(id, Node::new(kind, object.clone()));
             if let Some(object) = object {
@@ -198,19 +198,6 @@ impl Nodes {
         node.open.retain(|open| open.strong_count() > 0);
         node.open.push(Arc::downgrade(&file));
         Ok(Arc::new(RealFile::new(file, Arc::clone(&node.token))))
-    }
-
-    fn own_number(&mut self) -> NodeId {
-        self.next_own += 1;
-        NodeId(self.next_own)
-    }
-
-    fn base_number(&mut self, ino: u64) -> NodeId {
-        let id = NodeId(ino);
-        if ino <= NodeId::ROOT.0 || ino >= OWN_NUMBERS || self.nodes.contains_key(&id) {
-            return self.own_number();
-        }
-        id
     }
 }
 

@@ -2,27 +2,22 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::{Live, Nodes};
-use crate::base::{BaseStat, timestamps};
+use crate::base::BaseStat;
+use crate::change::{SET_GROUP_ID, change_attributes};
 use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
     OpenFlags, RenameFlags,
 };
+use crate::node_numbers::UNKNOWN;
 use crate::open_file::open_virtual;
 use crate::path::{RelPath, RelPathBuf};
 use crate::tree::{Found, Perspective};
-
-/// What `d_ino` shows where the number is not known (`FUSE_UNKNOWN_INO`).
-const UNKNOWN_NUMBER: NodeId = NodeId(0xffff_ffff);
-
-/// Bit that makes a directory hand its group down to what is created in it.
-const SET_GROUP_ID: u32 = 0o2000;
 
 impl Live {
     /// Returns what is at a node's path, having made sure it still is the node's object.
@@ -136,24 +131,16 @@ impl Live {
     }
 
     fn change(&self, path: &RelPath, changes: &AttrChanges) -> Result<(), FsError> {
-        let object = self.tree().base().open(path, OFlags::PATH | OFlags::NOFOLLOW, 0)?;
+        let base = self.tree().base();
+        let object = base.open(path, OFlags::PATH | OFlags::NOFOLLOW, 0)?;
+        if BaseStat::from(rustix::fs::fstat(&object)?).kind != FileKind::Symlink {
+            return Ok(change_attributes(object, changes)?);
+        }
         if changes.uid.is_some() || changes.gid.is_some() {
             let (uid, gid) = (changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw));
             rustix::fs::chownat(&object, "", uid, gid, AtFlags::EMPTY_PATH)?;
         }
-        if let Some(mode) = changes.mode {
-            let by_descriptor = format!("/proc/self/fd/{}", object.as_raw_fd());
-            let mode = Mode::from_bits_truncate(mode);
-            rustix::fs::chmodat(rustix::fs::CWD, &*by_descriptor, mode, AtFlags::empty())?;
-        }
-        if let Some(size_bytes) = changes.size_bytes {
-            let file = self.tree().base().open(path, OFlags::WRONLY | OFlags::NOFOLLOW, 0)?;
-            rustix::fs::ftruncate(file, size_bytes)?;
-        }
-        if changes.atime.is_some() || changes.mtime.is_some() {
-            self.tree().base().set_times(path, changes.atime, changes.mtime)?;
-        }
-        Ok(())
+        Ok(base.set_times(path, changes.atime, changes.mtime)?)
     }
 
     fn open_real(
@@ -233,7 +220,7 @@ impl Filesystem for Live {
         if nodes.get(node)?.names.is_empty()
             && let Some(file) = nodes.get(node)?.open_file()
         {
-            change_open(&file, &changes)?;
+            change_attributes(&*file, &changes)?;
             return Ok(BaseStat::from(rustix::fs::fstat(&*file)?).attr(node));
         }
         let path = self.make_real(nodes, node)?;
@@ -428,7 +415,7 @@ impl Filesystem for Live {
         Ok(names
             .into_iter()
             .map(|(name, kind)| {
-                let node = known.get(&name).copied().unwrap_or(UNKNOWN_NUMBER);
+                let node = known.get(&name).copied().unwrap_or(UNKNOWN);
                 DirEntry { node, kind, name }
             })
             .collect())
@@ -459,20 +446,4 @@ fn split(nodes: &mut Nodes, id: NodeId) -> Result<(), FsError> {
         nodes.unname(parent, &name);
     }
     Err(FsError::Stale)
-}
-
-fn change_open(file: &File, changes: &AttrChanges) -> Result<(), FsError> {
-    if let Some(mode) = changes.mode {
-        rustix::fs::fchmod(file, Mode::from_bits_truncate(mode))?;
-    }
-    if changes.uid.is_some() || changes.gid.is_some() {
-        rustix::fs::fchown(file, changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw))?;
-    }
-    if let Some(size_bytes) = changes.size_bytes {
-        rustix::fs::ftruncate(file, size_bytes)?;
-    }
-    if changes.atime.is_some() || changes.mtime.is_some() {
-        rustix::fs::futimens(file.as_fd(), &timestamps(changes.atime, changes.mtime))?;
-    }
-    Ok(())
 }

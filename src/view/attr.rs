@@ -1,18 +1,15 @@
 //! Attributes of a view's nodes.
 
-use std::os::fd::AsFd;
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::node::{Body, Child, FileContent, OwnAttr, Special};
 use super::{State, View, blob_name};
-use crate::base::{BaseStat, timestamps};
+use crate::base::BaseStat;
+use crate::change::{SET_GROUP_ID, change_attributes};
 use crate::fs::{Attr, AttrChanges, Caller, FileKind, FsError, NodeId, SetTime, Timestamp};
 use crate::path::RelPath;
-
-/// Bit that makes a directory hand its group down to what is created in it.
-const SET_GROUP_ID: u32 = 0o2000;
 
 impl View {
     /// Returns attributes; answers for a lower object whose file has vanished with `NotFound`.
@@ -108,7 +105,7 @@ impl View {
             Body::File(FileContent::Blob { blob, .. }) => {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(&self.staging, blob_name(*blob), flags, Mode::empty())?;
-                change_real_file(file, &changes)
+                Ok(change_attributes(file, &changes)?)
             }
             Body::Dir(_) => {
                 let own = self.own_dir_attr(state, id)?;
@@ -132,33 +129,6 @@ impl View {
             }
         }
     }
-}
-
-/// Applies changes to a real file through an `O_PATH` descriptor, which needs no permission on it.
-fn change_real_file(file: impl AsFd, changes: &AttrChanges) -> Result<(), FsError> {
-    let by_descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file.as_fd()));
-    if changes.uid.is_some() || changes.gid.is_some() {
-        let (uid, gid) = (changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw));
-        rustix::fs::chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)?;
-    }
-    if let Some(mode) = changes.mode {
-        rustix::fs::chmodat(
-            rustix::fs::CWD,
-            &*by_descriptor,
-            Mode::from_bits_truncate(mode),
-            AtFlags::empty(),
-        )?;
-    }
-    if let Some(size_bytes) = changes.size_bytes {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&*by_descriptor, flags, Mode::empty())?;
-        rustix::fs::ftruncate(file, size_bytes)?;
-    }
-    if changes.atime.is_some() || changes.mtime.is_some() {
-        let times = timestamps(changes.atime, changes.mtime);
-        rustix::fs::utimensat(rustix::fs::CWD, &*by_descriptor, &times, AtFlags::empty())?;
-    }
-    Ok(())
 }
 
 impl OwnAttr {

@@ -5,18 +5,16 @@ use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use crate::fs::{FileKind, FsError, NodeId, Timestamp};
+use crate::node_numbers::NodeNumbers;
 use crate::path::RelPathBuf;
 use crate::tree::{Found, ObjectId};
-
-/// Inode numbers from here on are ours; below it they are the base's own.
-const OWN_NUMBERS: u64 = 1 << 62;
 
 #[derive(Debug)]
 pub(super) struct Nodes {
     nodes: HashMap<NodeId, Node>,
     /// Objects of the lower side that have several names share one node.
     by_lower: HashMap<ObjectId, NodeId>,
-    next_own: u64,
+    numbers: NodeNumbers,
 }
 
 #[derive(Debug)]
@@ -93,7 +91,11 @@ pub(super) struct Special {
 impl Nodes {
     pub(super) fn new() -> Self {
         let root = Node::new(Body::Dir(Dir { lower: Some(RelPathBuf::root()), ..Dir::default() }));
-        Self { nodes: HashMap::from([(NodeId::ROOT, root)]), by_lower: HashMap::new(), next_own: OWN_NUMBERS }
+        Self {
+            nodes: HashMap::from([(NodeId::ROOT, root)]),
+            by_lower: HashMap::new(),
+            numbers: NodeNumbers::new(),
+        }
     }
 
     pub(super) fn get(&self, id: NodeId) -> Result<&Node, FsError> {
@@ -120,7 +122,7 @@ impl Nodes {
 
     /// Makes a node without a name.
     pub(super) fn insert(&mut self, body: Body) -> NodeId {
-        let id = self.own_number();
+        let id = self.numbers.fresh();
         self.nodes.insert(id, Node::new(body));
         id
     }
@@ -137,8 +139,10 @@ impl Nodes {
         let shared = lower_id.as_ref().and_then(|lower_id| self.by_lower.get(lower_id)).copied();
         let id = shared.unwrap_or_else(|| {
             let id = match &found {
-                Found::Base(stat) => self.base_number(stat.identity.ino),
-                Found::Virtual(..) => self.own_number(),
+                Found::Base(stat) => {
+                    self.numbers.of_base(stat.identity.ino, |id| self.nodes.contains_key(&id))
+                }
+                Found::Virtual(..) => self.numbers.fresh(),
             };
             let mut node = Node::new(Body::of_lower(lower, &found));
             node.lower_id.clone_from(&lower_id);
@@ -236,20 +240,7 @@ impl Nodes {
 
     /// Returns a number that no node has.
     pub(super) fn fresh_number(&mut self) -> NodeId {
-        self.own_number()
-    }
-
-    fn own_number(&mut self) -> NodeId {
-        self.next_own += 1;
-        NodeId(self.next_own)
-    }
-
-    fn base_number(&mut self, ino: u64) -> NodeId {
-        let id = NodeId(ino);
-        if ino <= NodeId::ROOT.0 || ino >= OWN_NUMBERS || self.nodes.contains_key(&id) {
-            return self.own_number();
-        }
-        id
+        self.numbers.fresh()
     }
 }
 

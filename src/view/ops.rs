@@ -10,18 +10,17 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use super::node::{Body, Child, Dir, FileContent, OwnAttr, Special, Symlink};
 use super::{State, View, blob_name};
 use crate::base::{BaseStat, timestamps};
+use crate::change::SET_GROUP_ID;
 use crate::copy::copy_contents;
 use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
     OpenFlags, RenameFlags, SetTime,
 };
+use crate::node_numbers::UNKNOWN;
 use crate::open_file::{RealFile, open_virtual};
 use crate::path::{RelPath, RelPathBuf};
 use crate::recording::ContentSeen;
 use crate::tree::Found;
-
-/// What `d_ino` shows where the number is not known (`FUSE_UNKNOWN_INO`).
-const UNKNOWN_NUMBER: NodeId = NodeId(0xffff_ffff);
 
 impl View {
     pub(super) fn lower_target(&self, lower: &RelPath) -> Result<OsString, FsError> {
@@ -218,7 +217,7 @@ impl View {
         if let Some(lower) = state.nodes.dir(id)?.lower.clone() {
             let lower_names = self.tree.list(&lower, self.perspective())?;
             state.recording.list(&lower, &lower_names);
-            names.extend(lower_names.into_iter().map(|(name, kind)| (name, (UNKNOWN_NUMBER, kind))));
+            names.extend(lower_names.into_iter().map(|(name, kind)| (name, (UNKNOWN, kind))));
         }
         for (name, child) in &state.nodes.dir(id)?.children {
             match child {
@@ -309,7 +308,7 @@ impl Filesystem for View {
         let state = &mut *self.lock();
         let id = self.add(state, parent, name, |view, state| {
             let own = view.new_attr(state, caller, parent, mode)?;
-            let inherited = view.attr_of(state, parent)?.mode & 0o2000;
+            let inherited = view.attr_of(state, parent)?.mode & SET_GROUP_ID;
             let attr = Some(OwnAttr { mode: mode | inherited, ..own });
             Ok(Body::Dir(Dir { attr, attr_changed: true, ..Dir::default() }))
         })?;
