@@ -28,7 +28,6 @@ pub const STORE_NAME: &str = ".vout";
 #[derive(Debug)]
 pub struct Base {
     root: Arc<OwnedFd>,
-    device: u64,
     hidden: Vec<RelPathBuf>,
 }
 
@@ -76,14 +75,16 @@ impl Base {
     /// Takes the workspace's directory; `hidden` paths are treated as if they were not there.
     ///
     /// # Errors
-    /// Where the directory cannot be examined.
+    /// Where it is no directory, or cannot be examined.
     pub fn new(root: OwnedFd, hidden: Vec<RelPathBuf>) -> io::Result<Self> {
-        let device = rustix::fs::fstat(&root)?.st_dev;
+        if FileType::from_raw_mode(rustix::fs::fstat(&root)?.st_mode) != FileType::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
         let mut hidden = hidden;
         if let Ok(store) = RelPathBuf::new(STORE_NAME) {
             hidden.push(store);
         }
-        Ok(Self { root: Arc::new(root), device, hidden })
+        Ok(Self { root: Arc::new(root), hidden })
     }
 
     /// Returns the workspace's directory.
@@ -96,12 +97,6 @@ impl Base {
     #[must_use]
     pub fn root_descriptor(&self) -> &Arc<OwnedFd> {
         &self.root
-    }
-
-    /// Returns the device number of the workspace's directory.
-    #[must_use]
-    pub fn device(&self) -> u64 {
-        self.device
     }
 
     /// Returns whether `path` is hidden: the store, or below it.

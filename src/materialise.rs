@@ -15,7 +15,7 @@ use crate::archive::restore;
 use crate::archive::{Record, RecordKind};
 use crate::claim::encode_before;
 use crate::content::ContentHashes;
-use crate::fs::{FsError, SetTime};
+use crate::fs::FsError;
 use crate::index::{Index, Punch, WorkspaceId};
 use crate::logical::Logical;
 use crate::path::{RelPath, RelPathBuf};
@@ -259,12 +259,4 @@ struct LayerPunch {
     path: RelPathBuf,
     /// What the layer's owner found there.
     before: PathState,
-}
-
-/// Sets times of a path of the base; used after a directory's contents were made real.
-///
-/// # Errors
-/// Where the base refuses.
-pub fn set_dir_time(tree: &Tree, path: &RelPath, mtime: crate::fs::Timestamp) -> Result<(), FsError> {
-    Ok(tree.base().set_times(path, None, Some(SetTime::At(mtime)))?)
 }
