@@ -13,7 +13,7 @@ use crate::fingerprint::Facets;
 use crate::fs::{Filesystem, Invalidator};
 use crate::index::{EntryFilter, LayerRow};
 use crate::live::Live;
-use crate::report::Stage;
+use crate::report::{Progress, Stage};
 use crate::store::{Swept, WorkArea};
 use crate::task::FilterSpec;
 use crate::tree::layer::LayerParts;
@@ -97,7 +97,20 @@ impl Workspace {
 
     fn materialise_layers(&self, progress: ProgressSink<'_>) -> Result<Materialised, WorkspaceError> {
         let committing = self.committing()?;
+        let total = self.virtual_total()?;
         let mut done = Materialised::default();
+        let overall = |done: &Materialised, of_layer: (u64, u64)| {
+            progress(Progress {
+                stage: Stage::Materialising,
+                files_done: done.files + of_layer.0,
+                files_total: total.files,
+                bytes_done: done.bytes + of_layer.1,
+                bytes_total: total.bytes,
+            });
+        };
+        if total.files > 0 {
+            overall(&done, (0, 0));
+        }
         // Oldest first: what a newer layer holds of the same path is written over it.
         for layer in self.tree.layers().iter().rev() {
             let claim = self.index.claim(self.id, *layer.owner())?;
@@ -113,7 +126,8 @@ impl Workspace {
                 punched: &|path| layer.punched_before(path),
                 stage: Stage::Materialising,
             };
-            let restored = self.restore(&target, claim.as_ref(), claimed, progress)?;
+            let of_layer = |layer: Progress| overall(&done, (layer.files_done, layer.bytes_done));
+            let restored = self.restore(&target, claim.as_ref(), claimed, &of_layer)?;
             done.files += restored.files;
             done.bytes += restored.bytes;
             self.drop_layer(layer)?;
