@@ -58,7 +58,7 @@ use crate::report::{Chunk, FinishReport, HitReport, MissReason, Progress};
 use crate::store::{Store, StoreError, SweepError};
 use crate::task::TaskSpec;
 use crate::touched::{Moment, Touched};
-use crate::tree::Tree;
+use crate::tree::{Layer, Tree};
 
 /// Commits remembered to find hazards; more than can overlap with a run that is still recorded in time.
 const COMMITS_MAX: usize = 10_000;
@@ -99,6 +99,9 @@ pub struct Workspace {
     mounted: Mutex<Option<Mounted>>,
     /// Open archives, so that all readers share one cache of frames.
     archives: Mutex<HashMap<Uuid, Weak<Archive>>>,
+    /// Layers that were replaced: taking one apart costs as much as it has punches, and nobody should wait
+    /// for that.
+    retired: Mutex<Vec<Arc<Layer>>>,
     /// Held while a run is stored and committed: one at a time.
     committing: Mutex<()>,
     /// Commits whose journals are published and not carried out in full; only changed under `committing`.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use uuid::Uuid;
 
 use super::lookup::StoredInputs;
-use super::{Workspace, WorkspaceError, now_secs};
+use super::{Workspace, WorkspaceError, lock, now_secs};
 use crate::archive::{Record, RecordKind};
 use crate::index::{Entry, EntryFilter};
 use crate::path::RelPathBuf;
@@ -58,6 +58,7 @@ impl Workspace {
     /// # Errors
     /// [`WorkspaceError`].
     pub fn tidy(&self) -> Result<(), WorkspaceError> {
+        drop(std::mem::take(&mut *lock(&self.retired)));
         while self.index.tidy()? > 0 {}
         let pinned = HashSet::<Uuid>::new();
         let removed = self.index.evict(&self.limits, now_secs(), &pinned)?;

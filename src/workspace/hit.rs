@@ -16,7 +16,7 @@ use crate::tree::Layer;
 use crate::tree::layer::LayerParts;
 
 /// Touched paths that are compared with an entry's outputs one by one; more count as a change.
-const COMPARED_MAX: usize = 10_000;
+const COMPARED_MAX: usize = 1_000;
 
 impl Workspace {
     /// Puts the outputs of a matching entry in place and returns what to report and replay; `Err` says why
@@ -165,8 +165,11 @@ impl Workspace {
         }));
         let old = self.tree.attach(Arc::clone(&layer));
         self.remove_archives(&freed);
-        match &old {
-            Some(old) => self.invalidate_layers(&[&layer, old]),
+        match old {
+            Some(old) => {
+                self.invalidate_layers(&[&layer, &old]);
+                lock(&self.retired).push(old);
+            }
             None => self.invalidate_layers(&[&layer]),
         }
         Ok(false)

@@ -70,6 +70,7 @@ impl Workspace {
             passthrough,
             mounted: Mutex::default(),
             archives: Mutex::new(HashMap::new()),
+            retired: Mutex::default(),
             committing: Mutex::default(),
             unfinished: Mutex::default(),
             commits: Mutex::default(),
