@@ -81,7 +81,7 @@ impl Server {
             // The socket's mode keeps others out; this is the second lock on the door.
             return Err(io::Error::other(format!("peer has user id {}", peer.uid.as_raw())));
         }
-        let connection = Connection::new(stream)?;
+        let connection = Connection::new(stream, u32::try_from(peer.pid.as_raw_nonzero().get()).ok())?;
         let in_use = self.activity.enter();
         let server = Arc::clone(self);
         let thread = move || {

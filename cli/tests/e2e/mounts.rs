@@ -136,6 +136,39 @@ fn unmounting_from_inside_and_what_is_not_mounted_is_fine() -> TestResult {
     Ok(())
 }
 
+/// Goal: a CI step, whose shell starts in the mounted workspace, can unmount it. Method: one shell that stays
+/// where it is, and looks at what is mounted after each command.
+#[test]
+fn the_shell_that_unmounts_may_stand_in_the_mount() -> TestResult {
+    let ws = with_layer()?;
+    let script = "cd \"$WS\" && mounted() { grep -c -F \" $WS \" /proc/self/mountinfo; }
+        mounted; \"$VOUT\" unmount; mounted; ls dist | wc -l; \"$VOUT\" mount; mounted; cat dist/3
+        \"$VOUT\" run build; \"$VOUT\" unmount; mounted; cd . && cat dist/60 | wc -l";
+    let mut command = Command::new("bash");
+    command.env("WS", ws.root()).env("VOUT", env!("CARGO_BIN_EXE_vout")).args(["-c", script]);
+    command.env("XDG_RUNTIME_DIR", ws.outside().join("run")).env_remove("VOUT_STORE").current_dir("/");
+    let output = command.stdin(Stdio::null()).output()?;
+    let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    assert_eq!(stdout, "1\n0\n60\n1\n1\n2\n3\n0\n60\n", "{stderr}");
+    assert_eq!(stderr.matches("your shell still stands in the old mount: run `cd .`").count(), 1, "{stderr}");
+    assert!(stderr.contains("60 files"), "{stderr}");
+    assert_eq!(ws.read("dist/3")?, "1\n2\n3\n");
+    Ok(())
+}
+
+#[test]
+fn a_shell_with_an_open_file_keeps_the_mount_busy() -> TestResult {
+    let ws = with_layer()?;
+    let mut command = Command::new("bash");
+    command.env("VOUT", env!("CARGO_BIN_EXE_vout")).args(["-c", "exec 7<dist/3; \"$VOUT\" unmount; echo $?"]);
+    command.env("XDG_RUNTIME_DIR", ws.outside().join("run")).env_remove("VOUT_STORE");
+    let output = command.current_dir(ws.root()).stdin(Stdio::null()).output()?;
+    assert_eq!(output.stdout, b"1\n");
+    assert!(String::from_utf8(output.stderr)?.contains("(bash)"));
+    assert_eq!(mounts_below(ws.root()), [ws.root()]);
+    Ok(())
+}
+
 #[test]
 fn status_tells_of_mounts_layers_and_the_store() -> TestResult {
     let ws = with_layer()?;
