@@ -169,6 +169,43 @@ fn a_shell_with_an_open_file_keeps_the_mount_busy() -> TestResult {
     Ok(())
 }
 
+/// Goal: `rm -rf .vout` is a way to start anew. Method: no waiting for the daemon to be idle.
+#[test]
+fn a_removed_store_is_made_anew() -> TestResult {
+    let ws = Workspace::with_config(Mode::Unmounted, "[tasks.build]\ncommand = \"seq 9 > out\"\n")?;
+    ws.run(["build"])?.stored_miss();
+    let first = ws.daemon();
+    ws.remove(".vout")?;
+    ws.run(["build"])?.stored_miss();
+    assert_ne!(ws.daemon(), first);
+    ws.run(["build"])?.hit();
+    // Another one of the same name is not ours either.
+    ws.remove(".vout")?;
+    fs::create_dir(ws.path(".vout"))?;
+    ws.run(["build"])?.stored_miss();
+    ws.run(["build"])?.hit();
+    Ok(())
+}
+
+#[test]
+fn a_store_removed_under_a_mount_is_told_and_the_way_out_works() -> TestResult {
+    let ws =
+        Workspace::new(Mode::Mounted)?.config("[tasks.build]\ncommand = \"seq 9 > out\"\n")?.store_outside();
+    ws.mount()?;
+    ws.run(["build"])?.stored_miss();
+    ws.remove("out")?;
+    ws.run(["build"])?.hit();
+    fs::remove_dir_all(ws.store())?;
+    let refused = ws.try_run(["build"])?;
+    assert!(refused.printed().contains("the store was removed while the workspace is mounted"), "{refused}");
+    assert!(refused.printed().contains("vout unmount --discard"), "{refused}");
+    ws.vout(["unmount", "--discard"])?.ok();
+    ws.mount()?;
+    ws.run(["build"])?.stored_miss();
+    ws.run(["build"])?.hit();
+    Ok(())
+}
+
 #[test]
 fn status_tells_of_mounts_layers_and_the_store() -> TestResult {
     let ws = with_layer()?;
