@@ -172,6 +172,9 @@ pub enum Event {
         bytes: u64,
         /// Files left out.
         discarded_files: u64,
+        /// Whether those who started the client still stand in what was mounted, and are served there until
+        /// they leave.
+        standing: bool,
     },
     /// The mount is in use.
     Busy {

@@ -18,6 +18,7 @@ mod sys;
 mod view;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -57,8 +58,21 @@ fn dispatch(command: &Command) -> Result<ExitCode, CommandError> {
 fn surroundings() -> Result<Surroundings, CommandError> {
     #[expect(clippy::disallowed_methods, reason = "the one place that asks")]
     let cwd = std::env::current_dir()
+        .or_else(|error| detached_directory().ok_or(error))
         .attempted("find the current directory")
         .map_err(|error| error.hint("if it was unmounted or replaced, `cd .` goes to what is there now"))?;
     std::env::set_current_dir("/").attempted("leave the current directory")?;
     Ok(Surroundings { cwd, env: std::env::vars_os().collect() })
+}
+
+/// Returns where the caller believes to be, if it stands in a mount that was taken out of the tree: the
+/// kernel knows no path of it any more, but the shell remembers the one that was taken.
+fn detached_directory() -> Option<PathBuf> {
+    let remembered = PathBuf::from(std::env::var_os("PWD")?);
+    // From the root of the detached mount on.
+    let link = std::fs::read_link("/proc/self/cwd").ok()?;
+    let below = link.strip_prefix("/").ok()?;
+    // A directory that was removed is shown with a mark, and so is none of that name.
+    let fits = remembered.is_absolute() && remembered.is_dir() && remembered.ends_with(below);
+    fits.then_some(remembered)
 }

@@ -48,7 +48,7 @@ pub(crate) fn unmount(args: &UnmountArgs, surroundings: &Surroundings) -> Result
     let answer = connection.receive_past_progress(|progress| display.update(progress));
     display.finish();
     match answer? {
-        Event::Unmounted { files, bytes, discarded_files } => {
+        Event::Unmounted { files, bytes, discarded_files, standing } => {
             let mut line = format!("{} is unmounted", place.root.display());
             if files > 0 {
                 line += &format!(": {} ({}) written", output::count(files, "file"), output::bytes(bytes));
@@ -57,6 +57,9 @@ pub(crate) fn unmount(args: &UnmountArgs, surroundings: &Surroundings) -> Result
                 line += &format!(", {} left in the cache", output::count(discarded_files, "file"));
             }
             output::note(line);
+            if standing {
+                output::note("your shell still stands in the old mount: run `cd .`");
+            }
             Ok(ExitCode::SUCCESS)
         }
         Event::Busy { holders } => Err(busy(&place.root, &holders)),

@@ -21,7 +21,10 @@ pub(crate) struct Activity {
 
 #[derive(Debug, Default)]
 struct State {
+    /// All who need the daemon.
     users: u64,
+    /// Those of them that only talk to it.
+    connections: u64,
     /// Nobody waits for the idle time to pass any more.
     hurry: bool,
     signalled: bool,
@@ -30,14 +33,36 @@ struct State {
 /// Somebody who needs the daemon, until dropped.
 #[derive(Debug)]
 #[must_use = "dropping it says that the daemon is not needed any more"]
-pub(crate) struct InUse(Arc<Activity>);
+pub(crate) struct InUse {
+    activity: Arc<Activity>,
+    is_connection: bool,
+}
 
 impl Activity {
     /// Counts one user.
     pub(crate) fn enter(self: &Arc<Self>) -> InUse {
         self.lock().users += 1;
         self.changed.notify_all();
-        InUse(Arc::clone(self))
+        InUse { activity: Arc::clone(self), is_connection: false }
+    }
+
+    /// Counts one connection, whatever it is for.
+    pub(crate) fn connect(self: &Arc<Self>) -> InUse {
+        let mut state = self.lock();
+        state.users += 1;
+        state.connections += 1;
+        drop(state);
+        self.changed.notify_all();
+        InUse { activity: Arc::clone(self), is_connection: true }
+    }
+
+    /// Waits until nobody does more than talk: no run, no session, no live mount. Returns whether it came to
+    /// that within `timeout`.
+    pub(crate) fn calms_down(&self, timeout: Duration) -> bool {
+        let is_busy = |state: &mut State| state.users > state.connections;
+        let waited = self.changed.wait_timeout_while(self.lock(), timeout, is_busy);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !is_busy(&mut state)
     }
 
     /// Lets the daemon end as soon as it is idle.
@@ -86,8 +111,11 @@ impl Activity {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.lock().users -= 1;
-        self.0.changed.notify_all();
+        let mut state = self.activity.lock();
+        state.users -= 1;
+        state.connections -= u64::from(self.is_connection);
+        drop(state);
+        self.activity.changed.notify_all();
     }
 }
 
@@ -106,6 +134,18 @@ mod tests {
         assert!(!waiter.is_finished());
         drop(user);
         assert_eq!(waiter.join().unwrap(), Reason::Idle);
+    }
+
+    #[test]
+    fn who_only_talks_keeps_the_daemon_but_not_busy() {
+        let activity = Arc::new(Activity::default());
+        let connection = activity.connect();
+        assert!(activity.calms_down(Duration::ZERO));
+        let run = activity.enter();
+        drop(connection);
+        assert!(!activity.calms_down(Duration::ZERO));
+        drop(run);
+        assert!(activity.calms_down(Duration::ZERO));
     }
 
     #[test]

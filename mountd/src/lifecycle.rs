@@ -136,8 +136,11 @@ fn run(options: &Options) -> Result<(), StartError> {
 
     let reason = activity.wait_for_end(options.idle);
     // From here on a new client finds no socket, and its daemon waits for our lock.
-    if let Err(error) = fs::remove_file(&options.socket) {
-        tracing::warn!(%error, "the socket stays behind");
+    match fs::remove_file(&options.socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "the socket stays behind");
+        }
+        Ok(()) | Err(_) => {}
     }
     match reason {
         Reason::Idle => tracing::info!("nobody needs the daemon any more"),
@@ -171,6 +174,7 @@ fn open_server(options: &Options, activity: &Arc<Activity>) -> Result<Server, St
     })?;
     let options = ServerOptions {
         root: root.clone(),
+        socket: options.socket.clone(),
         root_id: (stat.st_dev, stat.st_ino),
         fuse: open_device().is_ok(),
         passthrough,

@@ -18,7 +18,7 @@ use vout::mountinfo::{FS_TYPE, is_dead, mount_at};
 use vout::wire::{self, WireError};
 
 use crate::adapter::Adapter;
-use crate::holders::holders;
+use crate::holders::{Holders, holders};
 use crate::invalidate::KernelInvalidator;
 use crate::session::{ServeError, Session, SessionEnd};
 
@@ -132,7 +132,12 @@ impl LiveMount {
 
     /// Returns who uses the mount.
     pub fn holders(&self) -> Vec<(u32, String)> {
-        mount_at(&self.at).ok().flatten().map(|mount| holders(&mount)).unwrap_or_default()
+        self.holders_for(None).using
+    }
+
+    /// Returns who uses the mount, seen from the process `client`.
+    pub(crate) fn holders_for(&self, client: Option<u32>) -> Holders {
+        mount_at(&self.at).ok().flatten().map(|mount| holders(&mount, client)).unwrap_or_default()
     }
 
     /// Takes the mount away.
@@ -154,13 +159,19 @@ impl LiveMount {
         self.session.abort();
     }
 
-    /// Takes the mount out of the tree even if somebody uses it.
+    /// Takes the mount out of the tree even if somebody uses it; they are served until they leave.
     ///
     /// # Errors
     /// [`LiveError`].
     pub fn detach(&self) -> Result<(), LiveError> {
         self.unmounting.store(true, Ordering::Release);
-        unmount(&self.at, true)
+        let detached = unmount(&self.at, true);
+        match &detached {
+            // Answers hold for a second only, so those who stay see changes without being told.
+            Ok(()) => self.invalidator.stop(),
+            Err(_) => self.unmounting.store(false, Ordering::Release),
+        }
+        detached
     }
 
     fn ended(&self) {
@@ -266,8 +277,8 @@ fn unmount_with_helper(at: &Path, detach: bool) -> Result<(), LiveError> {
 }
 
 fn busy(at: &Path) -> LiveError {
-    let holders = mount_at(at).ok().flatten().map(|mount| holders(&mount)).unwrap_or_default();
-    LiveError::Busy { at: at.to_owned(), holders }
+    let holders = mount_at(at).ok().flatten().map(|mount| holders(&mount, None).using);
+    LiveError::Busy { at: at.to_owned(), holders: holders.unwrap_or_default() }
 }
 
 fn helper_error(at: &Path, stderr: &[u8]) -> LiveError {

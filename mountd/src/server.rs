@@ -12,9 +12,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::net::sockopt::socket_peercred;
-use vout::proto::{Event, PROTOCOL_VERSION, Request, ViewId};
+use vout::proto::{Event, Failure, PROTOCOL_VERSION, Request, ViewId};
 use vout::wire::WireError;
 use vout::workspace::Workspace;
 
@@ -24,11 +25,16 @@ use self::tasks::View;
 use crate::activity::Activity;
 use crate::live::LiveMount;
 
+/// How long the last of a run may take that its client did not wait for.
+const RUN_END_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What the server knows about its workspace and the machine.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerOptions {
     /// Absolute path of the workspace.
     pub(crate) root: PathBuf,
+    /// Absolute path of the control socket.
+    pub(crate) socket: PathBuf,
     /// Device and inode of its directory, taken before anything was mounted over it.
     pub(crate) root_id: (u64, u64),
     /// Whether runs get views: there is a `/dev/fuse`, and we may use it.
@@ -81,8 +87,8 @@ impl Server {
             // The socket's mode keeps others out; this is the second lock on the door.
             return Err(io::Error::other(format!("peer has user id {}", peer.uid.as_raw())));
         }
-        let connection = Connection::new(stream)?;
-        let in_use = self.activity.enter();
+        let connection = Connection::new(stream, u32::try_from(peer.pid.as_raw_nonzero().get()).ok())?;
+        let in_use = self.activity.connect();
         let server = Arc::clone(self);
         let thread = move || {
             let _in_use = in_use;
@@ -102,7 +108,14 @@ impl Server {
     fn converse(self: &Arc<Self>, connection: &Connection) -> Result<(), WireError> {
         let Some(hello) = connection.receive()? else { return Ok(()) };
         match hello.message {
-            Request::Hello { version } if version == PROTOCOL_VERSION => connection.send(&Event::Ready)?,
+            Request::Hello { version } if version == PROTOCOL_VERSION => {
+                if self.may_retire() {
+                    // To the client we look like one that was idle, and it starts another.
+                    self.retire();
+                    return Ok(());
+                }
+                connection.send(&Event::Ready)?;
+            }
             Request::Hello { version } => {
                 let problem =
                     format!("client is {version:?}, but the running daemon is {PROTOCOL_VERSION:?}");
@@ -126,6 +139,11 @@ impl Server {
         request: Request,
         fds: Vec<std::os::fd::OwnedFd>,
     ) -> Result<(), WireError> {
+        if needs_store(&request)
+            && let Err(failed) = self.check_store()
+        {
+            return connection.send(&Event::Failed(failed));
+        }
         let answer = match request {
             Request::Begin { spec, cache } => return self.run_task(connection, *spec, cache),
             Request::Serve { view } => self.serve_view(view, fds),
@@ -148,7 +166,59 @@ impl Server {
         connection.send(&answer.unwrap_or_else(Event::Failed))
     }
 
+    /// Returns whether the store is gone, and nobody uses this daemon for anything that would be lost with it.
+    fn may_retire(&self) -> bool {
+        !self.workspace.has_its_store()
+            && self.mounted_at().is_none()
+            && self.activity.calms_down(RUN_END_TIMEOUT)
+    }
+
+    /// Ends the daemon, whose store is gone, as soon as its clients are.
+    fn retire(&self) {
+        tracing::warn!("the store was removed or replaced");
+        // Before the client is gone: the next daemon would take us for its own while we can be connected to.
+        std::fs::remove_file(&self.options.socket).ok();
+        self.activity.hurry();
+    }
+
+    /// Refuses what needs a store, where it is not the one we have open.
+    fn check_store(&self) -> Result<(), Failure> {
+        if self.workspace.has_its_store() {
+            return Ok(());
+        }
+        if self.mounted_at().is_none() {
+            let problem = "the store was removed while the workspace is in use".to_owned();
+            return Err(user_failure(
+                problem,
+                &["wait for what runs, leave an old mount with `cd .`, and try again"],
+            ));
+        }
+        let problem = "the store was removed while the workspace is mounted".to_owned();
+        Err(user_failure(problem, &["vout unmount --discard", "vout mount"]))
+    }
+
     fn views(&self) -> MutexGuard<'_, HashMap<ViewId, Arc<View>>> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns whether a request is for what is in the store. Unmounting is not: it is the way out where the store
+/// is lost.
+fn needs_store(request: &Request) -> bool {
+    match request {
+        Request::Begin { .. }
+        | Request::Mount { .. }
+        | Request::Why { .. }
+        | Request::CacheList
+        | Request::CacheShow { .. }
+        | Request::CacheClean { .. } => true,
+        Request::Hello { .. }
+        | Request::Serve { .. }
+        | Request::Started { .. }
+        | Request::Output(_)
+        | Request::Finish(_)
+        | Request::Unmount { .. }
+        | Request::Status
+        | Request::Shutdown => false,
     }
 }

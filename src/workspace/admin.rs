@@ -1,12 +1,17 @@
 //! What people ask about the cache.
 
 use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat2};
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::lookup::StoredInputs;
 use super::{Workspace, WorkspaceError, lock, now_secs};
 use crate::archive::{Record, RecordKind};
+use crate::base::STORE_NAME;
 use crate::index::{Entry, EntryFilter};
 use crate::path::RelPathBuf;
 use crate::report::{EntryDetails, EntryReport, LayerStatus, StatusReport, WhyReport};
@@ -51,6 +56,35 @@ impl Workspace {
             hydrated_bytes: self.store.blob_bytes()?,
             entries: self.index.entry_count()?,
         })
+    }
+
+    /// Returns whether the store, and the work area in the workspace if there is one, are still where they
+    /// were opened. Nothing that is stored in a directory without a name can be found again.
+    #[must_use]
+    pub fn has_its_store(&self) -> bool {
+        // A throw-away store never had a name to be found by.
+        let has_store = self.fault.is_some() || self.is_at(self.store.path(), self.store.dir());
+        let work = self.store.work().dir();
+        has_store && (is_same(work, self.store.dir()) || self.is_at(&self.root.join(STORE_NAME), work))
+    }
+
+    /// Returns whether `path` leads to the open directory `dir`. What lies in the workspace is looked up in
+    /// its own directory: by its name it may be below a mount.
+    fn is_at(&self, path: &Path, dir: BorrowedFd<'_>) -> bool {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = match path.strip_prefix(&self.root) {
+            Ok(below) => {
+                let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+                openat2(self.tree.base().root(), below, flags, Mode::empty(), resolve)
+            }
+            Err(_) => open(path, flags, Mode::empty()),
+        };
+        // What cannot be told is not taken for a loss.
+        let gone = |errno| errno == Errno::NOENT || errno == Errno::NOTDIR;
+        match opened {
+            Ok(found) => is_same(found.as_fd(), dir),
+            Err(errno) => !gone(errno),
+        }
     }
 
     /// Does what nobody should have to wait for: call it when there is nothing else to do.
@@ -146,6 +180,11 @@ impl Workspace {
             recorded_ms: entry.recorded_ms,
         }
     }
+}
+
+fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    let ids = (fstat(one), fstat(other));
+    matches!(ids, (Ok(one), Ok(other)) if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
 fn describe_state(state: &PathState) -> String {

@@ -136,6 +136,76 @@ fn unmounting_from_inside_and_what_is_not_mounted_is_fine() -> TestResult {
     Ok(())
 }
 
+/// Goal: a CI step, whose shell starts in the mounted workspace, can unmount it. Method: one shell that stays
+/// where it is, and looks at what is mounted after each command.
+#[test]
+fn the_shell_that_unmounts_may_stand_in_the_mount() -> TestResult {
+    let ws = with_layer()?;
+    let script = "cd \"$WS\" && mounted() { grep -c -F \" $WS \" /proc/self/mountinfo; }
+        mounted; \"$VOUT\" unmount; mounted; ls dist | wc -l; \"$VOUT\" mount; mounted; cat dist/3
+        \"$VOUT\" run build; \"$VOUT\" unmount; mounted; cd . && cat dist/60 | wc -l";
+    let mut command = Command::new("bash");
+    command.env("WS", ws.root()).env("VOUT", env!("CARGO_BIN_EXE_vout")).args(["-c", script]);
+    command.env("XDG_RUNTIME_DIR", ws.outside().join("run")).env_remove("VOUT_STORE").current_dir("/");
+    let output = command.stdin(Stdio::null()).output()?;
+    let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    assert_eq!(stdout, "1\n0\n60\n1\n1\n2\n3\n0\n60\n", "{stderr}");
+    assert_eq!(stderr.matches("your shell still stands in the old mount: run `cd .`").count(), 1, "{stderr}");
+    assert!(stderr.contains("60 files"), "{stderr}");
+    assert_eq!(ws.read("dist/3")?, "1\n2\n3\n");
+    Ok(())
+}
+
+#[test]
+fn a_shell_with_an_open_file_keeps_the_mount_busy() -> TestResult {
+    let ws = with_layer()?;
+    let mut command = Command::new("bash");
+    command.env("VOUT", env!("CARGO_BIN_EXE_vout")).args(["-c", "exec 7<dist/3; \"$VOUT\" unmount; echo $?"]);
+    command.env("XDG_RUNTIME_DIR", ws.outside().join("run")).env_remove("VOUT_STORE");
+    let output = command.current_dir(ws.root()).stdin(Stdio::null()).output()?;
+    assert_eq!(output.stdout, b"1\n");
+    assert!(String::from_utf8(output.stderr)?.contains("(bash)"));
+    assert_eq!(mounts_below(ws.root()), [ws.root()]);
+    Ok(())
+}
+
+/// Goal: `rm -rf .vout` is a way to start anew. Method: no waiting for the daemon to be idle.
+#[test]
+fn a_removed_store_is_made_anew() -> TestResult {
+    let ws = Workspace::with_config(Mode::Unmounted, "[tasks.build]\ncommand = \"seq 9 > out\"\n")?;
+    ws.run(["build"])?.stored_miss();
+    let first = ws.daemon();
+    ws.remove(".vout")?;
+    ws.run(["build"])?.stored_miss();
+    assert_ne!(ws.daemon(), first);
+    ws.run(["build"])?.hit();
+    // Another one of the same name is not ours either.
+    ws.remove(".vout")?;
+    fs::create_dir(ws.path(".vout"))?;
+    ws.run(["build"])?.stored_miss();
+    ws.run(["build"])?.hit();
+    Ok(())
+}
+
+#[test]
+fn a_store_removed_under_a_mount_is_told_and_the_way_out_works() -> TestResult {
+    let ws =
+        Workspace::new(Mode::Mounted)?.config("[tasks.build]\ncommand = \"seq 9 > out\"\n")?.store_outside();
+    ws.mount()?;
+    ws.run(["build"])?.stored_miss();
+    ws.remove("out")?;
+    ws.run(["build"])?.hit();
+    fs::remove_dir_all(ws.store())?;
+    let refused = ws.try_run(["build"])?;
+    assert!(refused.printed().contains("the store was removed while the workspace is mounted"), "{refused}");
+    assert!(refused.printed().contains("vout unmount --discard"), "{refused}");
+    ws.vout(["unmount", "--discard"])?.ok();
+    ws.mount()?;
+    ws.run(["build"])?.stored_miss();
+    ws.run(["build"])?.hit();
+    Ok(())
+}
+
 #[test]
 fn status_tells_of_mounts_layers_and_the_store() -> TestResult {
     let ws = with_layer()?;

@@ -13,6 +13,8 @@ use crate::terminal::OutputSink;
 /// A client's connection.
 pub(crate) struct Connection {
     incoming: UnixStream,
+    /// Process id of the client, where it is known here.
+    peer: Option<u32>,
     outgoing: Arc<Outgoing>,
 }
 
@@ -23,9 +25,14 @@ pub(crate) struct Outgoing {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
+    pub(crate) fn new(stream: UnixStream, peer: Option<u32>) -> io::Result<Self> {
         let outgoing = Arc::new(Outgoing { stream: Mutex::new(stream.try_clone()?) });
-        Ok(Self { incoming: stream, outgoing })
+        Ok(Self { incoming: stream, peer, outgoing })
+    }
+
+    /// Returns the process id of the client.
+    pub(crate) fn peer(&self) -> Option<u32> {
+        self.peer
     }
 
     /// Receives the next request; `None` where the client is done.

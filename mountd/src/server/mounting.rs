@@ -38,8 +38,9 @@ impl Server {
         let filesystem = served.map_err(|error| internal(&error))?;
         let adapter = Adapter::new(filesystem, AdapterOptions::live(self.options.passthrough), None);
         let (server, in_use) = (Arc::downgrade(self), self.activity.enter());
+        let own = Arc::clone(&invalidator);
         let on_end = move |end: &SessionEnd| {
-            Self::live_ended(&server, end);
+            Self::live_ended(&server, &own, end);
             drop(in_use);
         };
         match LiveMount::mount(&at, adapter, invalidator, on_end) {
@@ -64,9 +65,9 @@ impl Server {
         let Some(live) = self.live().clone() else {
             // What a killed daemon left: its mount, and layers that nobody serves.
             clear_dead(&self.options.root).map_err(|error| internal(&error))?;
-            return Ok(unmounted(end_layers()?));
+            return Ok(unmounted(end_layers()?, false));
         };
-        let holders = live.holders();
+        let holders = live.holders_for(connection.peer()).using;
         if !holders.is_empty() {
             // Known before the work is done, not after.
             return Ok(Event::Busy { holders });
@@ -74,19 +75,19 @@ impl Server {
         // What is still virtual is written while the mount serves it; what is given up is given up only
         // once nobody can ask for it.
         let written = if discard { None } else { Some(end_layers()?) };
-        match live.unmount() {
-            Ok(()) => {}
+        let standing = match take_away(&live, connection.peer()) {
+            Ok(standing) => standing,
             Err(LiveError::Busy { holders, .. }) => return Ok(Event::Busy { holders }),
             Err(error) => return Err(internal(&error)),
-        }
-        tracing::info!(at = ?live.at(), "unmounted");
+        };
+        tracing::info!(at = ?live.at(), standing, "unmounted");
         *self.live() = None;
         self.workspace.live_ended();
         let materialised = match written {
             Some(materialised) => materialised,
             None => end_layers()?,
         };
-        Ok(unmounted(materialised))
+        Ok(unmounted(materialised, standing))
     }
 
     /// Takes the live mount away because the daemon ends; nothing is materialised.
@@ -114,10 +115,13 @@ impl Server {
     }
 
     /// Somebody else unmounted the live mount, or it failed: nothing virtual may be lost.
-    fn live_ended(server: &Weak<Self>, end: &SessionEnd) {
+    fn live_ended(server: &Weak<Self>, own: &KernelInvalidator, end: &SessionEnd) {
         let Some(server) = server.upgrade() else { return };
         let mut live = server.live();
-        if live.as_ref().is_none_or(|live| live.is_unmounting()) {
+        // A session whose mount was detached may end while the next one lives.
+        let is_ours = |live: &Arc<LiveMount>| std::ptr::eq(live.invalidator(), own) && !live.is_unmounting();
+        if !live.as_ref().is_some_and(is_ours) {
+            tracing::info!(?end, "a detached mount has ended");
             return;
         }
         let ended = live.take();
@@ -212,9 +216,23 @@ enum Refused {
     Because(String),
 }
 
-fn unmounted(materialised: Materialised) -> Event {
+/// Unmounts, or, where only the shells that started `client` stand in the mount, takes it out of the tree and
+/// serves it on until they leave; returns whether it came to that.
+fn take_away(live: &LiveMount, client: Option<u32>) -> Result<bool, LiveError> {
+    let Err(error) = live.unmount() else { return Ok(false) };
+    let LiveError::Busy { at, .. } = error else { return Err(error) };
+    let holders = live.holders_for(client);
+    if !holders.using.is_empty() || holders.standing.is_empty() {
+        return Err(LiveError::Busy { at, holders: holders.using });
+    }
+    tracing::info!(?at, standing = ?holders.standing, "detaching");
+    live.detach()?;
+    Ok(true)
+}
+
+fn unmounted(materialised: Materialised, standing: bool) -> Event {
     let Materialised { files, bytes, discarded_files } = materialised;
-    Event::Unmounted { files, bytes, discarded_files }
+    Event::Unmounted { files, bytes, discarded_files, standing }
 }
 
 fn mount_failure(error: &LiveError) -> Failure {

@@ -68,6 +68,7 @@ impl Server {
         spec: TaskSpec,
         cache: CacheMode,
     ) -> Result<(), WireError> {
+        let _in_use = self.activity.enter();
         let task = spec.name.clone();
         let begun = self.workspace.begin(spec, cache, &|progress| connection.progress(progress));
         let (run, reason) = match begun {
