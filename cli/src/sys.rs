@@ -30,6 +30,25 @@ pub(crate) fn die_with_parent(command: &mut Command) {
     }
 }
 
+/// Has `command` start with the default dispositions of the signals that `vout` passes on.
+///
+/// A shell without job control starts background jobs with SIGINT and SIGQUIT ignored, and programs inherit
+/// that. The task gets such a signal from `vout` alone, which was sent it on purpose.
+pub(crate) fn with_default_signals(command: &mut Command) {
+    // SAFETY: the closure makes system calls only and allocates nothing, as the child of a process with
+    // several threads must; `SIG_DFL` installs no handler.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP] {
+                if libc::signal(signal, libc::SIG_DFL) == libc::SIG_ERR {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
 /// Marks all descriptors but the standard ones as closed on exec.
 ///
 /// For a process that is about to become another program: what its caller had open is not its business.
@@ -60,6 +79,17 @@ mod tests {
         let mut command = Command::new("/bin/true");
         die_with_parent(&mut command);
         assert!(command.status().unwrap().success());
+    }
+
+    #[test]
+    fn an_ignored_signal_is_not_inherited() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "trap '' INT; exec \"$0\" -c 'kill -INT $$'", "/bin/sh"]);
+        assert!(command.status().unwrap().success(), "the premise: ignored signals are inherited");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "kill -INT $$"]);
+        with_default_signals(&mut command);
+        assert!(!command.status().unwrap().success());
     }
 
     #[test]

@@ -78,6 +78,7 @@ impl Children {
         if self.group == Group::Own {
             command.process_group(0);
         }
+        sys::with_default_signals(command);
         sys::die_with_parent(command);
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
         let pid = {
