@@ -24,6 +24,8 @@ pub struct MountEntry {
     pub mount_point: PathBuf,
     /// File-system type.
     pub fs_type: String,
+    /// What is mounted, as whoever mounted it calls it. Live mounts name the workspace they show.
+    pub source: PathBuf,
 }
 
 /// Returns the mounts of this process's namespace; later ones cover earlier ones.
@@ -40,6 +42,20 @@ pub fn mounts() -> io::Result<Vec<MountEntry>> {
 /// Where there is no `/proc`.
 pub fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts()?.into_iter().rfind(|mount| mount.mount_point == path))
+}
+
+/// Returns the path in the workspace of what one of our mounts shows at the absolute `path`; `None` where that is
+/// not below a mount of ours, or the mount lies over its workspace.
+#[must_use]
+pub fn behind(mounts: &[MountEntry], path: &Path) -> Option<PathBuf> {
+    let above = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point));
+    // Of several at one place, the last.
+    let mount = above.max_by_key(|mount| mount.mount_point.components().count())?;
+    let elsewhere = mount.source.is_absolute() && mount.source != mount.mount_point;
+    let below = path.strip_prefix(&mount.mount_point).ok()?;
+    let own = mount.fs_type == FS_TYPE && elsewhere;
+    // Joining the empty path would leave a trailing `/`.
+    own.then(|| if below.as_os_str().is_empty() { mount.source.clone() } else { mount.source.join(below) })
 }
 
 /// Returns whether nobody serves the FUSE mount of `file` any more, which may be opened with `O_PATH`.
@@ -61,9 +77,11 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let device = text(fields.nth(1)?)?;
     let (major, minor) = device.split_once(':')?;
     let mount_point = unescape(fields.nth(1)?);
-    let fs_type = text(fields.skip_while(|field| *field != b"-").nth(1)?)?;
+    let mut fields = fields.skip_while(|field| *field != b"-");
+    let fs_type = text(fields.nth(1)?)?;
+    let source = unescape(fields.next()?);
     let device = (major.parse().ok()?, minor.parse().ok()?);
-    Some(MountEntry { id, device, mount_point, fs_type })
+    Some(MountEntry { id, device, mount_point, fs_type, source })
 }
 
 /// Undoes the octal escapes of blanks and backslashes.
@@ -101,6 +119,20 @@ mod tests {
         assert_eq!(mounts[0].fs_type, "ext4");
         assert_eq!((mounts[1].id, mounts[1].device), (99, (0, 61)));
         assert_eq!(mounts[1].fs_type, FS_TYPE);
+    }
+
+    #[test]
+    fn what_a_mount_elsewhere_shows_is_found_behind_it() {
+        let text = b"1 0 8:1 / / rw - ext4 /dev/root rw\n2 1 0:61 / /at rw - fuse.vout /home/my\\040ws rw\n\
+            3 1 0:62 / /over rw - fuse.vout /over rw\n4 1 0:63 / /view rw - fuse.vout vout rw\n\
+            5 2 0:64 / /at/tmp rw - tmpfs /tmpfs rw\n";
+        let mounts = parse(text);
+        let behind = |path: &str| behind(&mounts, Path::new(path));
+        assert_eq!(behind("/at"), Some("/home/my ws".into()));
+        assert_eq!(behind("/at/a/b"), Some("/home/my ws/a/b".into()));
+        for other in ["/att", "/over/a", "/view/a", "/at/tmp/a", "/"] {
+            assert_eq!(behind(other), None, "{other}");
+        }
     }
 
     #[test]

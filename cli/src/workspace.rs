@@ -66,12 +66,15 @@ impl Place {
         explicit: Option<&Path>,
         configured: impl FnOnce(&Path) -> Result<CacheConfig, CommandError>,
     ) -> Result<Self, CommandError> {
+        // As they are before a dead one is taken away.
+        let mounts = mountinfo::mounts().unwrap_or_default();
+        let behind = |path: PathBuf| mountinfo::behind(&mounts, &path).unwrap_or(path);
         revive(&surroundings.cwd.join(explicit.unwrap_or(Path::new(""))))?;
         let root = match explicit {
-            Some(path) => resolve(&surroundings.cwd.join(path)).map_err(|error| {
+            Some(path) => behind(resolve(&surroundings.cwd.join(path)).map_err(|error| {
                 CommandError::usage(format_args!("no workspace at {path:?}")).caused_by(&error)
-            })?,
-            None => enclosing(&surroundings.cwd)?,
+            })?),
+            None => enclosing(&behind(surroundings.cwd.clone()))?,
         };
         if root.to_str().is_none() {
             return Err(CommandError::user(format_args!("workspace path {root:?} is not UTF-8"))
@@ -98,6 +101,8 @@ impl Place {
     pub(crate) fn relative(&self, cwd: &Path, path: &Path) -> Result<RelPathBuf, CommandError> {
         let resolved = resolve(&cwd.join(path))
             .map_err(|error| CommandError::usage(format_args!("no directory {path:?}")).caused_by(&error))?;
+        let mounts = mountinfo::mounts().unwrap_or_default();
+        let resolved = mountinfo::behind(&mounts, &resolved).unwrap_or(resolved);
         let below = resolved.strip_prefix(&self.root).map_err(|_| {
             CommandError::usage(format_args!("{path:?} lies outside the workspace {:?}", self.root))
         })?;

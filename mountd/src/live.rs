@@ -1,8 +1,9 @@
 //! The live mount: put over the workspace, taken away again, and cleared where a dead one was left.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -75,6 +76,15 @@ pub enum LiveError {
     },
 }
 
+/// What is mounted where.
+#[derive(Debug, Clone, Copy)]
+pub struct MountPlace<'a> {
+    /// The directory to be mounted over.
+    pub at: &'a Path,
+    /// The workspace it is to show, for those who look at the table of mounts.
+    pub shows: &'a Path,
+}
+
 /// A mount that this daemon serves.
 pub struct LiveMount {
     at: PathBuf,
@@ -85,19 +95,20 @@ pub struct LiveMount {
 }
 
 impl LiveMount {
-    /// Mounts `adapter` over the directory `at`; `on_end` is called from the session's thread after the
+    /// Mounts `adapter` at `place`; `on_end` is called from the session's thread after the
     /// last request.
     ///
     /// # Errors
     /// [`LiveError`].
     pub fn mount(
-        at: &Path,
+        place: MountPlace<'_>,
         adapter: Adapter,
         invalidator: Arc<KernelInvalidator>,
         on_end: impl FnOnce(&SessionEnd) + Send + 'static,
     ) -> Result<Self, LiveError> {
-        let device = match mount_directly(at) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => mount_with_helper(at)?,
+        let at = place.at;
+        let device = match mount_directly(place) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => mount_with_helper(place)?,
             direct => {
                 direct.map_err(|source| LiveError::Os { at: at.to_owned(), action: "mounted", source })?
             }
@@ -212,7 +223,7 @@ fn dead_mount(path: &Path) -> io::Result<Option<OwnedFd>> {
     Ok(is_dead(&root).then_some(root))
 }
 
-fn mount_directly(at: &Path) -> io::Result<OwnedFd> {
+fn mount_directly(MountPlace { at, shows }: MountPlace<'_>) -> io::Result<OwnedFd> {
     let device = open_device()?;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let options = format!(
@@ -220,17 +231,19 @@ fn mount_directly(at: &Path) -> io::Result<OwnedFd> {
         device.as_raw_fd(),
     );
     let options = CString::new(options)?;
-    rustix::mount::mount("vout", at, FS_TYPE, MountFlags::NOSUID | MountFlags::NODEV, &*options)?;
+    rustix::mount::mount(shows, at, FS_TYPE, MountFlags::NOSUID | MountFlags::NODEV, &*options)?;
     Ok(device)
 }
 
 /// Mounts through `fusermount3`, which sends the descriptor over a socket that it finds by number: its
 /// standard input.
-fn mount_with_helper(at: &Path) -> Result<OwnedFd, LiveError> {
+fn mount_with_helper(MountPlace { at, shows }: MountPlace<'_>) -> Result<OwnedFd, LiveError> {
     let os = |source| LiveError::Os { at: at.to_owned(), action: "mounted", source };
     let (ours, theirs) = UnixStream::pair().map_err(os)?;
     let child = Command::new(FUSERMOUNT)
-        .args(["-o", "fsname=vout,subtype=vout,default_permissions,nosuid,nodev", "--"])
+        .arg("-o")
+        .arg(helper_options(shows))
+        .arg("--")
         .arg(at)
         .env("_FUSE_COMMFD", "0")
         .stdin(OwnedFd::from(theirs))
@@ -245,6 +258,18 @@ fn mount_with_helper(at: &Path) -> Result<OwnedFd, LiveError> {
         Ok(None) | Err(WireError::Truncated) => Err(helper_error(at, &output.stderr)),
         Err(error) => Err(os(io::Error::other(error))),
     }
+}
+
+/// Returns options for the helper, which takes a backslash to quote the next byte.
+fn helper_options(shows: &Path) -> OsString {
+    let mut options = b"subtype=vout,default_permissions,nosuid,nodev,fsname=".to_vec();
+    for &byte in shows.as_os_str().as_bytes() {
+        if matches!(byte, b',' | b'\\') {
+            options.push(b'\\');
+        }
+        options.push(byte);
+    }
+    OsString::from_vec(options)
 }
 
 /// Unmounts the topmost mount at `at`; `detach` takes it out of the tree even if it is in use.

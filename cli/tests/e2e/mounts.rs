@@ -107,6 +107,33 @@ fn a_mount_at_another_place_leaves_the_workspace_alone() -> TestResult {
 }
 
 #[test]
+fn commands_work_from_inside_a_mount_at_another_place() -> TestResult {
+    let ws = Workspace::new(Mode::Mounted)?.config("[tasks.build]\ncommand = \"seq 9 > out\"\n")?;
+    ws.file("sub/in", "x\n")?;
+    // What has to be quoted in the table of mounts, or for those who mount.
+    let at = ws.outside().join("else, where\\#");
+    fs::create_dir(&at)?;
+    ws.vout([std::ffi::OsStr::new("mount"), "--at".as_ref(), at.as_os_str()])?.ok();
+    let inside = |directory: &str, arguments: &[&str]| -> Result<String, Box<dyn std::error::Error>> {
+        let output = ws.vout_command(arguments).current_dir(at.join(directory)).output()?;
+        assert!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?)
+    };
+    inside("", &["run", "build"])?;
+    inside("sub", &["run", "--", "cp", "in", "copy"])?;
+    assert_eq!(ws.read("sub/copy")?, "x\n");
+    let status: serde_json::Value = serde_json::from_str(&inside("sub", &["status", "--json"])?)?;
+    assert_eq!(status["workspace"], ws.root().to_str().unwrap(), "{status}");
+    assert_eq!(status["mounted_at"], at.to_str().unwrap(), "{status}");
+    inside("sub", &["unmount"])?;
+    assert_eq!(mounts_below(ws.outside()), [] as [&std::path::Path; 0]);
+    ws.vout([std::ffi::OsStr::new("mount"), "--at".as_ref(), at.as_os_str()])?.ok();
+    ws.vout([std::ffi::OsStr::new("unmount"), at.as_os_str()])?.ok();
+    assert_eq!(mounts_below(ws.outside()), [] as [&std::path::Path; 0]);
+    Ok(())
+}
+
+#[test]
 fn a_workspace_inside_a_mounted_one_is_refused() -> TestResult {
     let ws = Workspace::new(Mode::Mounted)?.config("")?;
     ws.file("inner/vout.toml", "")?;

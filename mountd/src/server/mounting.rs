@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::failure::{failure, internal, user_failure};
 use crate::adapter::{Adapter, AdapterOptions};
 use crate::invalidate::KernelInvalidator;
-use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, clear_dead, open_device};
+use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, MountPlace, clear_dead, open_device};
 use crate::session::SessionEnd;
 
 impl Server {
@@ -43,7 +43,8 @@ impl Server {
             Self::live_ended(&server, &own, end);
             drop(in_use);
         };
-        match LiveMount::mount(&at, adapter, invalidator, on_end) {
+        let place = MountPlace { at: &at, shows: &self.options.root };
+        match LiveMount::mount(place, adapter, invalidator, on_end) {
             Ok(live) => {
                 tracing::info!(?at, "mounted");
                 *self.live() = Some(Arc::new(live));

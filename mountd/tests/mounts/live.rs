@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use vout::fs::{Caller, Filesystem, Invalidator, NodeId};
 use vout_mountd::adapter::{Adapter, AdapterOptions};
 use vout_mountd::invalidate::KernelInvalidator;
-use vout_mountd::live::{LiveError, LiveMount, clear_dead};
+use vout_mountd::live::{LiveError, LiveMount, MountPlace, clear_dead};
 use vout_mountd::session::SessionEnd;
 
 use crate::support::{MemoryFs, PATIENCE};
@@ -27,7 +27,7 @@ fn mount(at: &Path, fs: MemoryFs, options: AdapterOptions) -> Result<Fixture, Bo
     let (sender, ends) = mpsc::channel();
     let adapter = Adapter::new(Arc::clone(&fs) as _, options, None);
     let on_end = move |end: &SessionEnd| drop(sender.send(end.clone()));
-    let live = LiveMount::mount(at, adapter, Arc::clone(&invalidator), on_end)?;
+    let live = LiveMount::mount(MountPlace { at, shows: at }, adapter, Arc::clone(&invalidator), on_end)?;
     Ok(Fixture { live, fs, invalidator, ends })
 }
 
@@ -44,7 +44,7 @@ fn a_mount_shows_its_tree_until_it_is_taken_away() -> TestResult {
     assert_eq!(fs::read(dir.path().join("a"))?, b"1");
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let line = mounts.lines().find(|line| line.contains(dir.path().to_str().unwrap())).unwrap();
-    assert!(line.contains(" - fuse.vout vout "), "{line}");
+    assert!(line.contains(&format!(" - fuse.vout {} ", dir.path().display())), "{line}");
     fixture.live.unmount()?;
     assert_eq!(fixture.ends.recv_timeout(PATIENCE)?, SessionEnd::Unmounted);
     assert!(!dir.path().join("a").exists());
