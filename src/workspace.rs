@@ -12,8 +12,8 @@
 //! | `admin` | what people ask about the cache |
 //!
 //! # Locking
-//! `committing` first, then `running`, then the short-lived tables; views, live tree and merged tree have
-//! locks of their own below these.
+//! A task's turn (`running`) is taken before `committing`, and that before the short-lived tables; views, live
+//! tree and merged tree have locks of their own below these.
 
 mod admin;
 mod finish;
