@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::in_both_modes;
+use crate::support::process::poll_until;
 use crate::support::{Mode, TestResult, Workspace};
 
 in_both_modes!(
@@ -133,7 +134,10 @@ fn a_store_that_became_read_only_costs_the_cache_and_not_the_build() -> TestResu
     ws.file("in", "1\n")?;
     ws.run(["build"])?.stored_miss();
     ws.end_daemon()?;
-    rustix::mount::mount_remount(disk.path(), MountFlags::RDONLY, c"")?;
+    // A process loses its command line before its open files.
+    poll_until("a disk that nobody writes to", || {
+        rustix::mount::mount_remount(disk.path(), MountFlags::RDONLY, c"").is_ok()
+    });
     ws.file("in", "2\n")?;
     ws.run(["build"])?.not_stored(&["read-only"]);
     assert_eq!(ws.read("out")?, "2\n");
