@@ -33,6 +33,7 @@ use std::error::Error;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -102,6 +103,8 @@ pub struct Workspace {
     /// Layers that were replaced: taking one apart costs as much as it has punches, and nobody should wait
     /// for that.
     retired: Mutex<Vec<Arc<Layer>>>,
+    /// Lookups under way: tidying stands back for them.
+    lookups: AtomicUsize,
     /// Held while a run is stored and committed: one at a time.
     committing: Mutex<()>,
     /// Commits whose journals are published and not carried out in full; only changed under `committing`.

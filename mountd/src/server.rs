@@ -25,6 +25,9 @@ use self::tasks::View;
 use crate::activity::Activity;
 use crate::live::LiveMount;
 
+/// How long after a conversation the daemon does what nobody should have to wait for.
+const TIDY_AFTER: Duration = Duration::from_millis(300);
+
 /// How long the last of a run may take that its client did not wait for.
 const RUN_END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -96,6 +99,9 @@ impl Server {
                 Err(error) if !error.is_disconnect() => tracing::warn!(%error, "connection ended"),
                 Ok(()) | Err(_) => {}
             }
+            drop(connection);
+            // A runner that has one task done most likely has the next.
+            thread::park_timeout(TIDY_AFTER);
             if let Err(error) = server.workspace.tidy() {
                 tracing::warn!(%error, "the index could not be tidied");
             }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use rustix::io::Errno;
@@ -87,13 +88,17 @@ impl Workspace {
         }
     }
 
-    /// Does what nobody should have to wait for: call it when there is nothing else to do.
+    /// Does what nobody should have to wait for: call it when there is nothing else to do. It stops early
+    /// where a lookup begins, and does the rest when it is called again.
     ///
     /// # Errors
     /// [`WorkspaceError`].
     pub fn tidy(&self) -> Result<(), WorkspaceError> {
         drop(std::mem::take(&mut *lock(&self.retired)));
-        while self.index.tidy()? > 0 {}
+        while self.lookups.load(Ordering::Relaxed) == 0 && self.index.tidy()? > 0 {}
+        if self.lookups.load(Ordering::Relaxed) > 0 {
+            return Ok(());
+        }
         let pinned = HashSet::<Uuid>::new();
         let removed = self.index.evict(&self.limits, now_secs(), &pinned)?;
         self.remove_archives(&removed.archives);

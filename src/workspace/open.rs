@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar, Mutex};
 
 use rusqlite::ErrorCode;
@@ -71,6 +72,7 @@ impl Workspace {
             mounted: Mutex::default(),
             archives: Mutex::new(HashMap::new()),
             retired: Mutex::default(),
+            lookups: AtomicUsize::default(),
             committing: Mutex::default(),
             unfinished: Mutex::default(),
             commits: Mutex::default(),

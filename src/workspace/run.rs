@@ -1,5 +1,6 @@
 //! A run: a task that executes in a view.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -58,7 +59,9 @@ impl Workspace {
         if stores {
             self.wait_for_turn(owner);
         }
+        self.lookups.fetch_add(1, Ordering::Relaxed);
         let begun = self.begin_in_turn(spec, stores, cache, progress);
+        self.lookups.fetch_sub(1, Ordering::Relaxed);
         if stores && !matches!(begun, Ok(Begun::Miss { .. })) {
             self.end_turn(owner);
         }
