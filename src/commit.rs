@@ -15,13 +15,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::archive::{Record, RecordKind};
 use crate::base::{Base, BaseStat, timestamps};
+use crate::change::give_name_to;
 use crate::claim::real_record;
 use crate::copy::copy_file;
 use crate::fs::{FileKind, NodeId, SetTime, Timestamp};
@@ -396,12 +397,7 @@ fn make_dir(base: &Base, path: &RelPath) -> rustix::io::Result<()> {
 }
 
 fn set_attributes(dir: std::os::fd::BorrowedFd<'_>, name: &OsStr, to: &Attributes) -> rustix::io::Result<()> {
-    let owner = (Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
-    match rustix::fs::chownat(dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW) {
-        // An ordinary user's files are the user's own.
-        Ok(()) | Err(Errno::PERM) => {}
-        Err(errno) => return Err(errno),
-    }
+    give_name_to(dir, name, to.uid, to.gid)?;
     rustix::fs::chmodat(dir, name, Mode::from_bits_truncate(to.mode), AtFlags::empty())
 }
 
@@ -452,11 +448,7 @@ fn put_symlink(
     let temp = temp_name(name);
     remove_temp(&dir, &temp)?;
     rustix::fs::symlinkat(target, &dir, &temp)?;
-    let owner = (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
-    match rustix::fs::chownat(&dir, &temp, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(()) | Err(Errno::PERM) => {}
-        Err(errno) => return Err(errno),
-    }
+    give_name_to(&dir, &temp, attributes.uid, attributes.gid)?;
     let times = timestamps(None, Some(SetTime::At(attributes.mtime)));
     rustix::fs::utimensat(&dir, &temp, &times, AtFlags::SYMLINK_NOFOLLOW)?;
     rustix::fs::renameat(&dir, &temp, &dir, name)

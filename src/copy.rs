@@ -3,10 +3,11 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Gid, Mode, OFlags, SeekFrom, Uid};
+use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::base::{BaseStat, timestamps};
+use crate::change::give_to;
 use crate::fs::SetTime;
 
 /// Bytes asked of the kernel at a time.
@@ -50,11 +51,7 @@ pub fn copy_file(
     let to = rustix::fs::openat(to_dir, to_name, create, Mode::RUSR | Mode::WUSR)?;
     copy_contents(from.as_fd(), to.as_fd())?;
     let stat = BaseStat::from(rustix::fs::fstat(&from)?);
-    match rustix::fs::fchown(&to, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid))) {
-        // An ordinary user's files are the user's own.
-        Ok(()) | Err(Errno::PERM) => {}
-        Err(errno) => return Err(errno),
-    }
+    give_to(&to, stat.uid, stat.gid)?;
     rustix::fs::fchmod(&to, Mode::from_bits_truncate(stat.mode))?;
     let times = timestamps(Some(SetTime::At(stat.atime)), Some(SetTime::At(stat.identity.mtime)));
     rustix::fs::futimens(&to, &times)

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::{Live, Nodes};
 use crate::base::BaseStat;
-use crate::change::{SET_GROUP_ID, change_attributes};
+use crate::change::{SET_GROUP_ID, change_attributes, give_name_to};
 use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
     OpenFlags, RenameFlags,
@@ -91,11 +91,7 @@ impl Live {
         let made = make(&dir, name)?;
         let parent_stat = BaseStat::from(rustix::fs::fstat(&dir)?);
         let gid = if parent_stat.mode & SET_GROUP_ID != 0 { parent_stat.gid } else { caller.gid };
-        let owner = (Some(Uid::from_raw(caller.uid)), Some(Gid::from_raw(gid)));
-        match rustix::fs::chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(()) | Err(Errno::PERM) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+        give_name_to(&dir, name, caller.uid, gid)?;
         if let Some(mode) = mode {
             let inherited = match self.find(&path)? {
                 Some(Found::Base(stat)) if stat.kind == FileKind::Dir => parent_stat.mode & SET_GROUP_ID,

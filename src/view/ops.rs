@@ -5,12 +5,12 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::node::{Body, Child, Dir, FileContent, OwnAttr, Special, Symlink};
 use super::{State, View, blob_name};
 use crate::base::{BaseStat, timestamps};
-use crate::change::SET_GROUP_ID;
+use crate::change::{SET_GROUP_ID, give_to};
 use crate::copy::copy_contents;
 use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
@@ -81,8 +81,7 @@ impl View {
         if keep_content {
             self.copy_content_up(state, &lower, &file)?;
         }
-        rustix::fs::fchown(&file, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid)))
-            .or_else(ignore_not_permitted)?;
+        give_to(&file, attr.uid, attr.gid)?;
         rustix::fs::fchmod(&file, Mode::from_bits_truncate(attr.mode))?;
         rustix::fs::futimens(
             &file,
@@ -172,8 +171,7 @@ impl View {
         let id = self.add(state, parent, name, |view, state| {
             let attr = view.new_attr(state, caller, parent, mode)?;
             let (blob, file) = view.new_blob(state, mode)?;
-            rustix::fs::fchown(&file, Some(Uid::from_raw(attr.uid)), Some(Gid::from_raw(attr.gid)))
-                .or_else(ignore_not_permitted)?;
+            give_to(&file, attr.uid, attr.gid)?;
             // Changing the owner clears set-id bits.
             rustix::fs::fchmod(&file, Mode::from_bits_truncate(mode))?;
             created = Some(file);
@@ -240,11 +238,6 @@ fn kind_of(body: &Body) -> FileKind {
         Body::Symlink(_) => FileKind::Symlink,
         Body::Special(special) => special.kind,
     }
-}
-
-/// An ordinary user cannot give files away; they stay the user's own.
-fn ignore_not_permitted(errno: rustix::io::Errno) -> rustix::io::Result<()> {
-    if errno == rustix::io::Errno::PERM { Ok(()) } else { Err(errno) }
 }
 
 impl Filesystem for View {
