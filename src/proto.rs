@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | any | [`Request::Hello`] | [`Event::Ready`] |
 //! | a task's | [`Request::Begin`] | [`Event::Progress`]…, then [`Event::Hit`] or [`Event::Miss`] |
-//! | the same after a miss | [`Request::Output`]… (only where the view carries no terminal), [`Request::Finish`] | [`Event::Output`]…, [`Event::Progress`]…, [`Event::Finished`] |
+//! | the same after a miss | [`Request::Output`]… (only where the view carries no terminal), [`Request::TellRecording`] where it is wanted, [`Request::Finish`] | [`Event::Output`]…, [`Event::Recorded`]…, [`Event::Progress`]…, [`Event::Finished`] |
 //! | the runner's | [`Request::Serve`] with the `/dev/fuse` descriptor | [`Event::Ready`] once the view is served |
 //! | any other | a request | [`Event::Progress`]…, then its answer |
 //!
@@ -21,7 +21,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::report::{
-    Chunk, EntryDetails, EntryReport, FinishReport, HitReport, MissReason, Progress, StatusReport, WhyReport,
+    Chunk, EntryDetails, EntryReport, FinishReport, HitReport, MissReason, Progress, RecordedPath,
+    StatusReport, WhyReport,
 };
 use crate::task::TaskSpec;
 
@@ -97,6 +98,8 @@ pub enum Request {
     },
     /// Terminal output of a task whose view carries none.
     Output(Chunk),
+    /// Has all that the view saw told once the task has ended.
+    TellRecording,
     /// The task has ended.
     Finish(Outcome),
     /// Mounts the workspace.
@@ -155,6 +158,8 @@ pub enum Event {
     },
     /// Terminal output of the running task.
     Output(Chunk),
+    /// A part of what the view saw, for [`Request::TellRecording`]; paths come in order.
+    Recorded(Vec<RecordedPath>),
     /// The run is over.
     Finished(FinishReport),
     /// Answer to [`Request::Mount`].

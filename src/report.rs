@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::path::RelPathBuf;
+use crate::state::{Dependency, FileKind};
 
 /// Terminal output in bytes beyond which a run is not stored; what exceeds it is not even kept.
 pub const TERMINAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -162,6 +163,35 @@ pub struct FinishReport {
     pub not_stored: Option<NotStored>,
     /// Whether the task's writes were committed to the workspace.
     pub committed: bool,
+}
+
+/// What a view saw of one path, and what its task made of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedPath {
+    /// The path.
+    pub path: RelPathBuf,
+    /// What the task looked at there; `None` where it only wrote.
+    pub seen: Option<Seen>,
+    /// What the task left there; `None` where it changed nothing.
+    pub change: Option<Left>,
+}
+
+/// What a task looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Which parts.
+    pub dependency: Dependency,
+    /// What was there; `None` where nothing was.
+    pub kind: Option<FileKind>,
+}
+
+/// What a task left at a path that it changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Left {
+    /// An object that it made, moved or changed.
+    Object(FileKind),
+    /// Nothing.
+    Nothing,
 }
 
 /// Progress of something that may take a while.

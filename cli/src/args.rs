@@ -113,6 +113,9 @@ pub(crate) struct RunArgs {
     /// Write what happened to each task into this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    /// Write all that each task looked at and changed into this file, a line of JSON per path
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recording: Option<PathBuf>,
     /// Say nothing but errors
     #[arg(short, long, conflicts_with = "verbose")]
     pub(crate) quiet: bool,

@@ -5,6 +5,7 @@ mod interrupts;
 mod nested;
 mod programs;
 mod pump;
+mod recording;
 mod report;
 mod runner;
 mod schedule;
@@ -23,6 +24,7 @@ use vout::config::Config;
 use vout::proto::{CacheMode, VIEW_ENV};
 
 use self::interrupts::Interrupts;
+use self::recording::RecordingFile;
 use self::report::{Status, TaskReport};
 use self::schedule::{Message, Policy, Skipped};
 use self::spec::Tasks;
@@ -89,6 +91,10 @@ impl Run<'_> {
             .map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
         let policy = Policy { jobs, keep_going: self.args.keep_going };
         let interrupts = Interrupts::default();
+        let recording = match &self.args.recording {
+            Some(path) => Some(RecordingFile::create(&self.surroundings.cwd.join(path))?),
+            None => None,
+        };
         let context = RunContext {
             place: &self.place,
             interrupts: &interrupts,
@@ -103,8 +109,12 @@ impl Run<'_> {
                 (false, false) => Verbosity::Normal,
             },
             alone: jobs == 1 || schedule::is_chain(&self.tasks.waits_for),
+            recording: recording.as_ref(),
         };
         let results = self.execute_tasks(&context, policy)?;
+        if let Some(recording) = &recording {
+            recording.finish()?;
+        }
         let (code, reports) = self.conclude(&context, results);
         if reports.len() > 1 && context.verbosity >= Verbosity::Normal {
             output::note(summary(&reports, started));

@@ -165,7 +165,7 @@ impl Server {
                 self.activity.hurry();
                 Ok(Event::Ready)
             }
-            Request::Hello { .. } | Request::Output(_) | Request::Finish(_) => {
+            Request::Hello { .. } | Request::Output(_) | Request::TellRecording | Request::Finish(_) => {
                 Err(user_failure("the request does not belong here".into(), &[]))
             }
         };
@@ -222,6 +222,7 @@ fn needs_store(request: &Request) -> bool {
         | Request::Serve { .. }
         | Request::Started { .. }
         | Request::Output(_)
+        | Request::TellRecording
         | Request::Finish(_)
         | Request::Unmount { .. }
         | Request::Status

@@ -47,6 +47,19 @@ pub enum NewObject {
     },
 }
 
+impl NewObject {
+    /// Returns what it is.
+    #[must_use]
+    pub fn kind(&self) -> FileKind {
+        match self {
+            Self::Dir(_) => FileKind::Dir,
+            Self::File(_) => FileKind::File,
+            Self::Symlink { .. } => FileKind::Symlink,
+            Self::Special { kind, .. } => *kind,
+        }
+    }
+}
+
 /// A regular file that a task wrote, linked or moved. It has its attributes where it has its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewFile {

@@ -1,5 +1,6 @@
 //! A run: a task that executes in a view.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -8,14 +9,14 @@ use uuid::Uuid;
 
 use super::lookup::{Asked, Lookup};
 use super::{Begun, Committed, InPlace, ProgressSink, Workspace, WorkspaceError, chain, lock};
-use crate::fs::Filesystem;
+use crate::fs::{Filesystem, FsError};
 use crate::index::TaskId;
 use crate::path::RelPathBuf;
 use crate::proto::CacheMode;
-use crate::report::{Chunk, HitReport, MissReason};
+use crate::report::{Chunk, HitReport, Left, MissReason, RecordedPath, Seen};
 use crate::task::TaskSpec;
 use crate::touched::TouchedSince;
-use crate::view::{View, ViewOptions};
+use crate::view::{Change, View, ViewOptions};
 
 /// A task that is running in a view.
 #[must_use = "a run that is neither finished nor abandoned keeps its task from being looked up"]
@@ -34,6 +35,31 @@ impl Run {
     #[must_use]
     pub fn filesystem(&self) -> Arc<dyn Filesystem> {
         Arc::clone(&self.view) as Arc<dyn Filesystem>
+    }
+
+    /// Returns all that the view saw and all that the task changed so far, in the order of the paths. No filter
+    /// has been applied.
+    ///
+    /// # Errors
+    /// Where what lies below the view cannot be examined.
+    pub fn recorded(&self) -> Result<Vec<RecordedPath>, FsError> {
+        // First: what was moved counts as read, and is recorded here.
+        let changes = self.view.changes()?;
+        let mut paths: BTreeMap<_, _> = changes
+            .into_iter()
+            .map(|Change { path, object }| {
+                let left = object.map_or(Left::Nothing, |object| Left::Object(object.kind()));
+                (path, (None, Some(left)))
+            })
+            .collect();
+        self.view.with_recording(|recording| {
+            for (path, observed) in recording.iter() {
+                let seen = Seen { dependency: observed.dependency, kind: observed.probe.kind() };
+                paths.entry(path.to_owned()).or_insert((None, None)).0 = Some(seen);
+            }
+        });
+        let told = paths.into_iter().map(|(path, (seen, change))| RecordedPath { path, seen, change });
+        Ok(told.collect())
     }
 
     /// Returns the task's name.

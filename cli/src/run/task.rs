@@ -11,6 +11,7 @@ use vout::task::TaskSpec;
 
 use super::interrupts::{Interrupted, Interrupts};
 use super::pump::Pump;
+use super::recording::RecordingFile;
 use super::report::{Status, TaskReport};
 use super::runner::{Runner, RunnerEnd, RunnerOutput};
 use super::schedule::Ended;
@@ -39,6 +40,8 @@ pub(crate) struct RunContext<'a> {
     pub(crate) verbosity: Verbosity,
     /// Whether no two tasks can run at once, so that each has the terminal to itself.
     pub(crate) alone: bool,
+    /// Where all that the tasks look at is written, if anywhere.
+    pub(crate) recording: Option<&'a RecordingFile>,
 }
 
 /// How a task ended.
@@ -198,8 +201,11 @@ impl Task<'_> {
         let mut sink = self.sink();
         let (spec, inherits_terminal) = self.runner_spec(task, cache, view);
         let outcome = self.run_commands(connection, spec, inherits_terminal, &mut sink)?;
+        if self.context.recording.is_some() {
+            connection.send(&Request::TellRecording)?;
+        }
         connection.send(&Request::Finish(outcome.clone()))?;
-        let finished = self.finish(connection, &mut sink);
+        let finished = self.finish(&name, connection, &mut sink);
         sink.finish();
         let finished = finished?;
         self.say_end(&name, &outcome, &finished);
@@ -295,11 +301,16 @@ impl Task<'_> {
         Ok(end?)
     }
 
-    fn finish(&self, connection: &Connection, sink: &mut Sink) -> Result<FinishReport, Stop> {
+    fn finish(&self, name: &str, connection: &Connection, sink: &mut Sink) -> Result<FinishReport, Stop> {
         let mut display = ProgressDisplay::bar_only();
         loop {
             match connection.receive()? {
                 Event::Output(chunk) => sink.write(chunk),
+                Event::Recorded(paths) => {
+                    if let Some(recording) = self.context.recording {
+                        recording.add(name, &paths)?;
+                    }
+                }
                 Event::Progress(progress) if self.shows_progress() => display.update(&progress),
                 Event::Progress(_) => {}
                 Event::Finished(report) => return Ok(report),

@@ -17,6 +17,9 @@ use crate::live::FUSE_DEVICE_PATH;
 use crate::session::{Session, SessionEnd};
 use crate::terminal::Terminal;
 
+/// Most paths of a recording in one message: far below the longest message, whatever their length.
+const RECORDED_PATHS_MAX: usize = 10_000;
+
 /// What the runner needs of a run.
 pub(crate) struct View {
     task: String,
@@ -84,10 +87,13 @@ impl Server {
             Err(failed) => return connection.send(&Event::Failed(failed)),
         };
         connection.send(&Event::Miss { view: open.id, reason })?;
-        match await_outcome(connection, &open.view)? {
-            Some(outcome) => connection.send(&open.finish(connection, outcome)),
-            None => Ok(()),
+        let Some(ended) = await_end(connection, &open.view)? else { return Ok(()) };
+        if ended.tells_recording
+            && let Err(failed) = open.tell_recording(connection)?
+        {
+            return connection.send(&Event::Failed(failed));
         }
+        connection.send(&open.finish(connection, ended.outcome))
     }
 
     /// Makes a run known to its runner.
@@ -148,7 +154,28 @@ impl Server {
     }
 }
 
+/// What a client says when its task has ended.
+struct Ended {
+    outcome: Outcome,
+    /// Whether it wants to know all that the view saw.
+    tells_recording: bool,
+}
+
 impl OpenRun<'_> {
+    /// Sends all that the view saw.
+    fn tell_recording(&self, connection: &Connection) -> Result<Result<(), Failure>, WireError> {
+        let Some(run) = &self.run else { return Ok(Ok(())) };
+        match run.recorded() {
+            Ok(recorded) => {
+                for part in recorded.chunks(RECORDED_PATHS_MAX) {
+                    connection.send(&Event::Recorded(part.to_vec()))?;
+                }
+                Ok(Ok(()))
+            }
+            Err(error) => Ok(Err(internal(&error))),
+        }
+    }
+
     /// Ends the run. Processes that outlived the task are served on, until the last of them is gone.
     fn finish(mut self, connection: &Connection, outcome: Outcome) -> Event {
         let Some(run) = self.run.take() else {
@@ -198,11 +225,13 @@ impl Drop for OpenRun<'_> {
 }
 
 /// Takes output until the task ends; `None` where the client left.
-fn await_outcome(connection: &Connection, view: &View) -> Result<Option<Outcome>, WireError> {
+fn await_end(connection: &Connection, view: &View) -> Result<Option<Ended>, WireError> {
+    let mut tells_recording = false;
     while let Some(received) = connection.receive()? {
         match received.message {
             Request::Output(chunk) => view.terminal.record(chunk),
-            Request::Finish(outcome) => return Ok(Some(outcome)),
+            Request::TellRecording => tells_recording = true,
+            Request::Finish(outcome) => return Ok(Some(Ended { outcome, tells_recording })),
             other => {
                 let problem = format!("a task is running here, and the client sent {other:?}");
                 connection.send(&Event::Failed(user_failure(problem, &[])))?;
