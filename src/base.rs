@@ -288,6 +288,7 @@ impl BaseStat {
     pub fn attr(&self, node: NodeId) -> Attr {
         Attr {
             node,
+            ino: node.0,
             kind: self.kind,
             mode: self.mode,
             nlink: self.nlink,

@@ -57,6 +57,32 @@ pub fn copy_file(
     rustix::fs::futimens(&to, &times)
 }
 
+/// Copies at most `length_bytes` within or between files, and returns how many: fewer at the end of `from`.
+///
+/// # Errors
+/// Those of the system calls.
+pub(crate) fn copy_some(
+    (from, mut read_at): (BorrowedFd<'_>, u64),
+    (to, mut write_at): (BorrowedFd<'_>, u64),
+    length_bytes: u64,
+) -> rustix::io::Result<u64> {
+    let (start, end) = (read_at, read_at.saturating_add(length_bytes));
+    while read_at < end {
+        let wanted = usize::try_from(end - read_at).unwrap_or(COPY_BYTES).min(COPY_BYTES);
+        match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), wanted) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                return Ok(read_at - start + copy_by_hand((from, read_at), (to, write_at), end - read_at)?);
+            }
+            // What was copied before an error counts.
+            Err(_) if read_at > start => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(read_at - start)
+}
+
 fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> rustix::io::Result<()> {
     let (mut read_at, mut write_at) = (start, start);
     while read_at < end {
@@ -65,7 +91,7 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
             Ok(0) => break,
             Ok(_) | Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                return copy_by_hand(from, to, read_at, end);
+                return copy_by_hand((from, read_at), (to, write_at), end - read_at).map(drop);
             }
             Err(errno) => return Err(errno),
         }
@@ -73,20 +99,24 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
     Ok(())
 }
 
-fn copy_by_hand(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> rustix::io::Result<()> {
+fn copy_by_hand(
+    (from, read_at): (BorrowedFd<'_>, u64),
+    (to, write_at): (BorrowedFd<'_>, u64),
+    length_bytes: u64,
+) -> rustix::io::Result<u64> {
     let mut buffer = vec![0; 256 * 1024];
-    let mut offset = start;
-    while offset < end {
-        let wanted = buffer.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
-        let n = rustix::io::pread(from, &mut buffer[..wanted], offset)?;
+    let mut done = 0;
+    while done < length_bytes {
+        let wanted = buffer.len().min(usize::try_from(length_bytes - done).unwrap_or(usize::MAX));
+        let n = rustix::io::pread(from, &mut buffer[..wanted], read_at + done)?;
         if n == 0 {
             break;
         }
         let mut written = 0;
         while written < n {
-            written += rustix::io::pwrite(to, &buffer[written..n], offset + written as u64)?;
+            written += rustix::io::pwrite(to, &buffer[written..n], write_at + done + written as u64)?;
         }
-        offset += n as u64;
+        done += n as u64;
     }
-    Ok(())
+    Ok(done)
 }

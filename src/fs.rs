@@ -19,7 +19,7 @@ pub use crate::state::FileKind;
 use crate::store::StoreError;
 pub use crate::time::Timestamp;
 
-/// The identity of a file-system object while the session lasts, also its `st_ino`.
+/// The identity of a file-system object while the session lasts.
 ///
 /// Numbers with the highest bit set are the adapter's, for files of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,8 +33,10 @@ impl NodeId {
 /// Attributes, as `stat(2)` gives them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attr {
-    /// Identity and inode number.
+    /// Identity in requests.
     pub node: NodeId,
+    /// Inode number, `st_ino`: it stays where an object gets another node.
+    pub ino: u64,
     /// Kind of object.
     pub kind: FileKind,
     /// Permission bits, `0o7777`.
@@ -68,6 +70,24 @@ pub struct Caller {
     pub uid: u32,
     /// Effective group.
     pub gid: u32,
+    /// The group of the directory that is changed, where the caller is in it besides: the kernel names no
+    /// other of the caller's supplementary groups.
+    pub group_of_dir: Option<u32>,
+}
+
+impl Caller {
+    /// Returns a caller without supplementary groups.
+    #[must_use]
+    pub const fn new(uid: u32, gid: u32) -> Self {
+        Self { uid, gid, group_of_dir: None }
+    }
+
+    /// Returns whether the caller may make files with set-group-id for `gid`: its own group, or the
+    /// superuser.
+    #[must_use]
+    pub fn may_set_group_id(&self, gid: u32) -> bool {
+        self.uid == 0 || self.gid == gid || self.group_of_dir == Some(gid)
+    }
 }
 
 /// A new time for [`AttrChanges`].
@@ -94,6 +114,9 @@ pub struct AttrChanges {
     pub atime: Option<SetTime>,
     /// Modification time.
     pub mtime: Option<SetTime>,
+    /// Whether the change takes set-user-id and set-group-id away from a file, because its size is changed
+    /// by somebody without the privilege to leave them. A change of owner always does.
+    pub kill_set_id: bool,
 }
 
 /// What [`Filesystem::make_node`] creates.
@@ -121,6 +144,8 @@ bitflags! {
         const APPEND = 8;
         /// To be executed.
         const EXEC = 16;
+        /// Cutting takes set-user-id and set-group-id away: who opens lacks the privilege to leave them.
+        const KILL_SET_ID = 32;
     }
 
     /// Variants of [`Filesystem::rename`].
@@ -149,6 +174,19 @@ pub trait OpenFile: Send + Sync {
     /// Any [`FsError`].
     fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, FsError>;
 
+    /// Takes set-user-id and set-group-id away, as a write does by somebody without the privilege to leave
+    /// them.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn kill_set_id(&self) -> Result<(), FsError>;
+
+    /// Changes attributes of the open file itself, with the permissions of the descriptor.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn set_attr(&self, changes: &AttrChanges) -> Result<(), FsError>;
+
     /// Returns the descriptor of a real file with just this content and these permissions to write, if
     /// there is one: the adapter may let the kernel read, write and map it directly.
     fn backing(&self) -> Option<BorrowedFd<'_>>;
@@ -172,6 +210,17 @@ pub trait OpenFile: Send + Sync {
     fn seek(&self, offset: u64, to: SeekTo) -> Result<u64, FsError>;
 }
 
+/// What [`Filesystem::set_xattr`] expects of the attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XattrMode {
+    /// It may exist.
+    Set,
+    /// It must not exist (`XATTR_CREATE`).
+    Create,
+    /// It must exist (`XATTR_REPLACE`).
+    Replace,
+}
+
 /// What [`OpenFile::seek`] looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeekTo {
@@ -184,8 +233,8 @@ pub enum SeekTo {
 /// One name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirEntry {
-    /// Identity, where it is known; the number is advisory, as `d_ino` is.
-    pub node: NodeId,
+    /// Inode number, `d_ino`.
+    pub ino: u64,
     /// Kind of object.
     pub kind: FileKind,
     /// Its name.
@@ -232,12 +281,17 @@ pub trait Filesystem: Send + Sync {
     /// Any [`FsError`].
     fn attr(&self, node: NodeId) -> Result<Attr, FsError>;
 
-    /// Changes attributes and returns the new ones. Changing a size through an open handle is the same
-    /// as changing it by node.
+    /// Changes attributes and returns the new ones; `open` is the handle through which they are changed,
+    /// where there is one: its permissions count then, not those of the path, which may be gone.
     ///
     /// # Errors
     /// Any [`FsError`].
-    fn set_attr(&self, node: NodeId, changes: AttrChanges) -> Result<Attr, FsError>;
+    fn set_attr(
+        &self,
+        node: NodeId,
+        open: Option<&dyn OpenFile>,
+        changes: AttrChanges,
+    ) -> Result<Attr, FsError>;
 
     /// Returns the target of a symbolic link.
     ///
@@ -317,7 +371,66 @@ pub trait Filesystem: Send + Sync {
         flags: OpenFlags,
     ) -> Result<(Attr, Arc<dyn OpenFile>), FsError>;
 
+    /// Creates a regular file without a name (`O_TMPFILE`) on the file system of `parent` and opens it;
+    /// [`link`](Self::link) may name it.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn create_unnamed(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<(Attr, Arc<dyn OpenFile>), FsError>;
+
+    /// Copies at most `length_bytes` from one open file to another, sharing extents where that is possible,
+    /// and returns how many: fewer only at the end of `from`.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn copy_range(
+        &self,
+        from: (&dyn OpenFile, u64),
+        to: (&dyn OpenFile, u64),
+        length_bytes: u64,
+    ) -> Result<u64, FsError> {
+        crate::open_file::copy_range(from, to, length_bytes)
+    }
+
+    /// Returns whether extended attributes are served at all. It does not change while the session lasts, so
+    /// that the kernel need not ask again.
+    fn has_xattrs(&self) -> bool;
+
+    /// Returns the value of an extended attribute.
+    ///
+    /// # Errors
+    /// `ENODATA` where there is none of that name; [`FsError::NotSupported`] outside the namespace `user.`.
+    fn xattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>, FsError>;
+
+    /// Returns the names of all extended attributes.
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn xattr_names(&self, node: NodeId) -> Result<Vec<std::ffi::OsString>, FsError>;
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// As `setxattr(2)`; [`FsError::NotSupported`] outside the namespace `user.`.
+    fn set_xattr(&self, node: NodeId, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<(), FsError>;
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// As [`xattr`](Self::xattr).
+    fn remove_xattr(&self, node: NodeId, name: &OsStr) -> Result<(), FsError>;
+
     /// Returns all names in a directory but `.` and `..`, in a stable order.
+    ///
+    /// The whole directory at once: the adapter keeps the answer while the directory is open, which makes
+    /// positions stable (`seekdir`) and shows each name once whatever changes meanwhile. A merged directory
+    /// has no order of its own that a position could stand for, so a stream would keep the names as well.
     ///
     /// # Errors
     /// Any [`FsError`].
@@ -334,6 +447,12 @@ pub trait Filesystem: Send + Sync {
     /// # Errors
     /// Any [`FsError`].
     fn sync_dir(&self, node: NodeId) -> Result<(), FsError>;
+
+    /// Makes everything durable (`syncfs`).
+    ///
+    /// # Errors
+    /// Any [`FsError`].
+    fn sync_all(&self) -> Result<(), FsError>;
 }
 
 /// Why a file-system request failed. The adapter turns each into one `errno`.

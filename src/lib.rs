@@ -60,7 +60,7 @@
 //! let input = view.lookup(NodeId::ROOT, OsStr::new("in"))?;
 //! let mut content = [0; 7];
 //! view.open(input.node, OpenFlags::READ)?.read_at(&mut content, 0)?;
-//! let caller = Caller { uid: 1000, gid: 1000 };
+//! let caller = Caller::new(1000, 1000);
 //! let (_, output) = view.create(caller, NodeId::ROOT, OsStr::new("out"), 0o644, OpenFlags::WRITE)?;
 //! output.write_at(&content, 0)?;
 //! assert!(!dir.path().join("out").exists(), "a view writes nothing before its run is finished");

@@ -9,13 +9,18 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::archive::{Archive, Record, RecordKind};
+use crate::change::{change_open_file, kill_set_id};
+use crate::copy::copy_some;
 use crate::digest::Digest;
-use crate::fs::{FsError, OpenFile, SeekTo};
+use crate::fs::{AttrChanges, FsError, OpenFile, SeekTo};
 use crate::store::Store;
 
 /// Virtual files up to this size are served from decompressed frames; larger ones are hydrated, so that
 /// the kernel can read and map them directly.
 const SERVED_FROM_FRAMES_BYTES_MAX: u64 = 128 * 1024;
+
+/// Bytes copied at a time where the kernel cannot do it.
+const COPY_BUFFER_BYTES: usize = 256 * 1024;
 
 /// A real file.
 #[derive(Debug)]
@@ -50,6 +55,14 @@ impl OpenFile for RealFile {
     fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, FsError> {
         self.file.write_all_at(data, offset)?;
         Ok(data.len())
+    }
+
+    fn kill_set_id(&self) -> Result<(), FsError> {
+        Ok(kill_set_id(&self.file)?)
+    }
+
+    fn set_attr(&self, changes: &AttrChanges) -> Result<(), FsError> {
+        Ok(change_open_file(&self.file, changes)?)
     }
 
     fn backing(&self) -> Option<BorrowedFd<'_>> {
@@ -90,6 +103,14 @@ impl OpenFile for FrameFile {
     }
 
     fn write_at(&self, _data: &[u8], _offset: u64) -> Result<usize, FsError> {
+        Err(FsError::Os(Errno::BADF.into()))
+    }
+
+    fn kill_set_id(&self) -> Result<(), FsError> {
+        Err(FsError::Os(Errno::BADF.into()))
+    }
+
+    fn set_attr(&self, _changes: &AttrChanges) -> Result<(), FsError> {
         Err(FsError::Os(Errno::BADF.into()))
     }
 
@@ -141,6 +162,32 @@ pub fn open_virtual(
         Err(FsError::Os(error)) if cannot_be_written(&error) => Ok(from_frames(token)),
         Err(error) => Err(error),
     }
+}
+
+/// Copies at most `length_bytes` from one open file to another, see [`crate::fs::Filesystem::copy_range`].
+///
+/// # Errors
+/// Any [`FsError`].
+pub fn copy_range(
+    (from, from_offset): (&dyn OpenFile, u64),
+    (to, to_offset): (&dyn OpenFile, u64),
+    length_bytes: u64,
+) -> Result<u64, FsError> {
+    if let (Some(from), Some(to)) = (from.backing(), to.backing()) {
+        return Ok(copy_some((from, from_offset), (to, to_offset), length_bytes)?);
+    }
+    let mut buffer = vec![0; COPY_BUFFER_BYTES];
+    let mut done = 0;
+    while done < length_bytes {
+        let wanted = buffer.len().min(usize::try_from(length_bytes - done).unwrap_or(usize::MAX));
+        let read = from.read_at(&mut buffer[..wanted], from_offset + done)?;
+        if read == 0 {
+            break;
+        }
+        to.write_at(&buffer[..read], to_offset + done)?;
+        done += read as u64;
+    }
+    Ok(done)
 }
 
 /// Returns a virtual file's blob, decompressing it if that was not done yet.

@@ -369,6 +369,7 @@ fn virtual_attr(node: NodeId, layer: &Layer, record: &Record) -> Attr {
     };
     Attr {
         node,
+        ino: node.0,
         kind: record_kind(&record.kind).unwrap_or(FileKind::Dir),
         mode: record.mode,
         nlink: record.links(),

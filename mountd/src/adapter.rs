@@ -246,7 +246,7 @@ impl Adapter {
         match terminal::stream_of(node) {
             // Truncating a terminal means nothing, as on a tty.
             Some(stream) => Ok(terminal::attr_of(stream)),
-            None => self.core.set_attr(node, changes),
+            None => self.core.set_attr(node, None, changes),
         }
     }
 
@@ -403,7 +403,7 @@ impl Adapter {
 
 /// Returns the caller of a request.
 fn caller_of(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
+    Caller::new(request.uid(), request.gid())
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {

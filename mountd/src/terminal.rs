@@ -159,6 +159,7 @@ pub(crate) fn attr_of(stream: Stream) -> Attr {
     };
     Attr {
         node,
+        ino: node.0,
         kind: FileKind::File,
         mode: 0o222,
         nlink: 1,

@@ -43,7 +43,7 @@ impl Task<'_> {
 
     pub(crate) fn write(&self, path: &str, content: &[u8]) -> Result<(), FsError> {
         let (parent, name) = self.parent(path)?;
-        let caller = Caller { uid: 0, gid: 0 };
+        let caller = Caller::new(0, 0);
         let flags = OpenFlags::WRITE | OpenFlags::TRUNCATE;
         let file = match self.0.lookup(parent, name) {
             Ok(found) => self.0.open(found.node, flags)?,
@@ -73,7 +73,7 @@ impl Task<'_> {
     }
 
     pub(crate) fn run(&self, op: &Op) -> Result<(), FsError> {
-        let caller = Caller { uid: 0, gid: 0 };
+        let caller = Caller::new(0, 0);
         match op {
             Op::Write(path, content) => self.write(path, content.as_bytes()),
             Op::MakeDir(path) => {
@@ -94,7 +94,9 @@ impl Task<'_> {
             Op::Rename(from, to) => self.0.rename(self.parent(from)?, self.parent(to)?, RenameFlags::empty()),
             Op::Chmod(path, mode) => {
                 let node = self.find(path)?.node;
-                self.0.set_attr(node, AttrChanges { mode: Some(*mode), ..AttrChanges::default() }).map(drop)
+                self.0
+                    .set_attr(node, None, AttrChanges { mode: Some(*mode), ..AttrChanges::default() })
+                    .map(drop)
             }
         }
     }

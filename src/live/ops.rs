@@ -12,7 +12,7 @@ use crate::base::BaseStat;
 use crate::change::{SET_GROUP_ID, change_attributes, give_name_to};
 use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
-    OpenFlags, RenameFlags,
+    OpenFlags, RenameFlags, XattrMode,
 };
 use crate::node_numbers::UNKNOWN;
 use crate::open_file::open_virtual;
@@ -211,7 +211,12 @@ impl Filesystem for Live {
         }
     }
 
-    fn set_attr(&self, node: NodeId, changes: AttrChanges) -> Result<Attr, FsError> {
+    fn set_attr(
+        &self,
+        node: NodeId,
+        _open: Option<&dyn OpenFile>,
+        changes: AttrChanges,
+    ) -> Result<Attr, FsError> {
         let nodes = &mut *self.lock();
         if nodes.get(node)?.names.is_empty()
             && let Some(file) = nodes.get(node)?.open_file()
@@ -403,6 +408,36 @@ impl Filesystem for Live {
         Ok((attr, nodes.opened(attr.node, File::from(file))?))
     }
 
+    fn create_unnamed(
+        &self,
+        _caller: Caller,
+        _parent: NodeId,
+        _mode: u32,
+        _flags: OpenFlags,
+    ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn has_xattrs(&self) -> bool {
+        false
+    }
+
+    fn xattr(&self, _node: NodeId, _name: &OsStr) -> Result<Vec<u8>, FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn xattr_names(&self, _node: NodeId) -> Result<Vec<OsString>, FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn set_xattr(&self, _: NodeId, _name: &OsStr, _value: &[u8], _: XattrMode) -> Result<(), FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn remove_xattr(&self, _node: NodeId, _name: &OsStr) -> Result<(), FsError> {
+        Err(FsError::NotSupported)
+    }
+
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {
         let nodes = &*self.lock();
         let path = nodes.path(node)?;
@@ -412,13 +447,17 @@ impl Filesystem for Live {
             .into_iter()
             .map(|(name, kind)| {
                 let node = known.get(&name).copied().unwrap_or(UNKNOWN);
-                DirEntry { node, kind, name }
+                DirEntry { ino: node.0, kind, name }
             })
             .collect())
     }
 
     fn stats(&self) -> Result<FsStats, FsError> {
         Ok(FsStats::of(&self.tree().base().stats()?))
+    }
+
+    fn sync_all(&self) -> Result<(), FsError> {
+        Ok(rustix::fs::syncfs(self.tree().base().root())?)
     }
 
     fn sync_dir(&self, node: NodeId) -> Result<(), FsError> {

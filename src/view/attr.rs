@@ -140,6 +140,7 @@ impl OwnAttr {
     fn attr(&self, node: NodeId, kind: FileKind, size_bytes: u64) -> Attr {
         Attr {
             node,
+            ino: node.0,
             kind,
             mode: self.mode,
             nlink: 1,

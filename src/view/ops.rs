@@ -14,7 +14,7 @@ use crate::change::{SET_GROUP_ID, give_to};
 use crate::copy::copy_contents;
 use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
-    OpenFlags, RenameFlags, SetTime,
+    OpenFlags, RenameFlags, SetTime, XattrMode,
 };
 use crate::node_numbers::UNKNOWN;
 use crate::open_file::{RealFile, open_virtual};
@@ -227,7 +227,7 @@ impl View {
                 }
             }
         }
-        Ok(names.into_iter().map(|(name, (node, kind))| DirEntry { node, kind, name }).collect())
+        Ok(names.into_iter().map(|(name, (node, kind))| DirEntry { ino: node.0, kind, name }).collect())
     }
 }
 
@@ -259,7 +259,12 @@ impl Filesystem for View {
         self.attr_of(&self.lock(), node)
     }
 
-    fn set_attr(&self, node: NodeId, changes: AttrChanges) -> Result<Attr, FsError> {
+    fn set_attr(
+        &self,
+        node: NodeId,
+        _open: Option<&dyn OpenFile>,
+        changes: AttrChanges,
+    ) -> Result<Attr, FsError> {
         let state = &mut *self.lock();
         if matches!(state.nodes.get(node)?.body, Body::File(FileContent::Lower(_))) {
             self.copy_up(state, node, changes.size_bytes != Some(0))?;
@@ -444,12 +449,46 @@ impl Filesystem for View {
         Ok((attr, Arc::new(RealFile::new(file, token))))
     }
 
+    fn create_unnamed(
+        &self,
+        _caller: Caller,
+        _parent: NodeId,
+        _mode: u32,
+        _flags: OpenFlags,
+    ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn has_xattrs(&self) -> bool {
+        false
+    }
+
+    fn xattr(&self, _node: NodeId, _name: &OsStr) -> Result<Vec<u8>, FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn xattr_names(&self, _node: NodeId) -> Result<Vec<OsString>, FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn set_xattr(&self, _: NodeId, _name: &OsStr, _value: &[u8], _: XattrMode) -> Result<(), FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn remove_xattr(&self, _node: NodeId, _name: &OsStr) -> Result<(), FsError> {
+        Err(FsError::NotSupported)
+    }
+
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {
         self.names(&mut self.lock(), node)
     }
 
     fn stats(&self) -> Result<FsStats, FsError> {
         Ok(FsStats::of(&rustix::fs::fstatvfs(&self.staging)?))
+    }
+
+    fn sync_all(&self) -> Result<(), FsError> {
+        Ok(rustix::fs::syncfs(&self.staging)?)
     }
 
     fn sync_dir(&self, _node: NodeId) -> Result<(), FsError> {

@@ -91,7 +91,7 @@ type Place<'a> = (NodeId, &'a OsStr);
 impl Kernel {
     pub(crate) fn new(fs: Arc<dyn Filesystem>, habits: Habits) -> Self {
         let (uid, gid) = Native::owner();
-        let caller = Caller { uid: uid.as_raw(), gid: gid.as_raw() };
+        let caller = Caller::new(uid.as_raw(), gid.as_raw());
         let Habits { caches, passthrough } = habits;
         Self {
             fs,
@@ -208,7 +208,7 @@ impl Kernel {
         if attr.kind == FileKind::Symlink && changes.mode.is_some() {
             return Err(Errno::OPNOTSUPP);
         }
-        self.fs.set_attr(attr.node, changes).map_err(errno)?;
+        self.fs.set_attr(attr.node, None, changes).map_err(errno)?;
         Ok(())
     }
 
@@ -249,7 +249,7 @@ impl Kernel {
                     mtime: Some(SetTime::Now),
                     ..AttrChanges::default()
                 };
-                self.fs.set_attr(attr.node, changes).map_err(errno)?;
+                self.fs.set_attr(attr.node, None, changes).map_err(errno)?;
             }
             Op::Read(path) => {
                 let (_, file) = self.open(path, OpenFlags::READ, again)?;
@@ -411,7 +411,7 @@ impl Kernel {
                     mtime: Some(SetTime::Now),
                     ..AttrChanges::default()
                 };
-                self.fs.set_attr(slot.node, changes).map_err(errno)?;
+                self.fs.set_attr(slot.node, Some(&*slot.file), changes).map_err(errno)?;
             }
             Op::StatOpen(slot) => {
                 let slot = self.slots[*slot].as_ref().ok_or(Errno::BADF)?;

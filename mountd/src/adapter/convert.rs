@@ -18,6 +18,7 @@ pub(crate) fn node_of(ino: INodeNo) -> NodeId {
 
 pub(crate) fn file_attr(attr: &Attr) -> FileAttr {
     FileAttr {
+        // fuser has one field for node and inode number.
         ino: INodeNo(attr.node.0),
         size: attr.size_bytes,
         blocks: attr.blocks,

@@ -122,7 +122,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let (mode, atime, mtime) =
             (mode.map(|mode| mode & MODE_BITS), atime.map(set_time), mtime.map(set_time));
-        let changes = AttrChanges { mode, uid, gid, size_bytes, atime, mtime };
+        let changes = AttrChanges { mode, uid, gid, size_bytes, atime, mtime, kill_set_id: false };
         let answer = self.answer(request, "setattr", ino, || self.set_attr(node_of(ino), changes));
         self.reply_attr(reply, answer);
     }
@@ -350,7 +350,7 @@ impl fuser::Filesystem for Adapter {
             Err(errno) => return reply.error(errno),
         };
         let dots = [".", ".."].map(|name| (ino.0, FileKind::Dir, OsStr::new(name)));
-        let names = names.iter().map(|entry| (entry.node.0, entry.kind, entry.name.as_os_str()));
+        let names = names.iter().map(|entry| (entry.ino, entry.kind, entry.name.as_os_str()));
         // A position names the entry before it; positions index the snapshot.
         let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
         for (position, (node, kind, name)) in (1..).zip(dots.into_iter().chain(names)).skip(skipped) {

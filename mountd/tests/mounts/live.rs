@@ -102,7 +102,7 @@ fn announced_changes_show_at_once() -> TestResult {
     assert!(!b.exists());
     let node = fixture.fs.lookup(NodeId::ROOT, "a".as_ref())?.node;
     fixture.fs.open(node, vout::fs::OpenFlags::WRITE)?.write_at(b"new", 0)?;
-    let caller = Caller { uid: 0, gid: 0 };
+    let caller = Caller::new(0, 0);
     fixture.fs.create(caller, NodeId::ROOT, "b".as_ref(), 0o644, vout::fs::OpenFlags::WRITE)?;
     assert_eq!(fs::read(&a)?, b"old");
     assert!(!b.exists());

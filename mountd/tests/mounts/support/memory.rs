@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use vout::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
-    OpenFlags, RenameFlags, SeekTo, SetTime, Timestamp,
+    OpenFlags, RenameFlags, SeekTo, SetTime, Timestamp, XattrMode,
 };
 
 /// How often what was asked.
@@ -136,6 +136,7 @@ impl Tree {
         };
         Ok(Attr {
             node: id,
+            ino: id.0,
             kind,
             mode: node.mode,
             nlink: node.nlink,
@@ -169,7 +170,12 @@ impl Filesystem for MemoryFs {
         self.tree().attr(node)
     }
 
-    fn set_attr(&self, id: NodeId, changes: AttrChanges) -> Result<Attr, FsError> {
+    fn set_attr(
+        &self,
+        id: NodeId,
+        _open: Option<&dyn OpenFile>,
+        changes: AttrChanges,
+    ) -> Result<Attr, FsError> {
         let mut tree = self.tree();
         let node = tree.node(id)?;
         node.mode = changes.mode.unwrap_or(node.mode);
@@ -288,7 +294,9 @@ impl Filesystem for MemoryFs {
         self.counts.listings.fetch_add(1, Ordering::SeqCst);
         let mut tree = self.tree();
         let entries = tree.dir(node)?.clone();
-        let entry = |(name, node)| Ok(DirEntry { node, kind: tree.attr(node)?.kind, name });
+        let entry = |(name, node): (OsString, NodeId)| {
+            Ok(DirEntry { ino: node.0, kind: tree.attr(node)?.kind, name })
+        };
         entries.into_iter().map(entry).collect()
     }
 
@@ -307,6 +315,46 @@ impl Filesystem for MemoryFs {
     fn sync_dir(&self, _node: NodeId) -> Result<(), FsError> {
         Ok(())
     }
+
+    fn sync_all(&self) -> Result<(), FsError> {
+        Ok(())
+    }
+
+    fn create_unnamed(
+        &self,
+        _caller: Caller,
+        _parent: NodeId,
+        mode: u32,
+        _flags: OpenFlags,
+    ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
+        let file = Arc::new(super::anonymous_file()?);
+        let mut tree = self.tree();
+        let id = NodeId(tree.next);
+        tree.next += 1;
+        let node = Node { nlink: 0, ..Node::new(Data::File(Arc::clone(&file)), mode) };
+        tree.nodes.insert(id, node);
+        Ok((tree.attr(id)?, self.open_file(file)))
+    }
+
+    fn has_xattrs(&self) -> bool {
+        false
+    }
+
+    fn xattr(&self, _node: NodeId, _name: &OsStr) -> Result<Vec<u8>, FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn xattr_names(&self, _node: NodeId) -> Result<Vec<OsString>, FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn set_xattr(&self, _: NodeId, _name: &OsStr, _value: &[u8], _: XattrMode) -> Result<(), FsError> {
+        Err(FsError::NotSupported)
+    }
+
+    fn remove_xattr(&self, _node: NodeId, _name: &OsStr) -> Result<(), FsError> {
+        Err(FsError::NotSupported)
+    }
 }
 
 impl OpenFile for Open {
@@ -323,6 +371,18 @@ impl OpenFile for Open {
 
     fn backing(&self) -> Option<BorrowedFd<'_>> {
         self.backing.then(|| self.file.as_fd())
+    }
+
+    fn kill_set_id(&self) -> Result<(), FsError> {
+        // Modes are the tree's.
+        Ok(())
+    }
+
+    fn set_attr(&self, changes: &AttrChanges) -> Result<(), FsError> {
+        if let Some(size) = changes.size_bytes {
+            self.file.set_len(size)?;
+        }
+        Ok(())
     }
 
     fn sync(&self, _data_only: bool) -> Result<(), FsError> {
