@@ -18,6 +18,7 @@ use crate::archive::restore::RestoreError;
 pub use crate::state::FileKind;
 use crate::store::StoreError;
 pub use crate::time::Timestamp;
+use crate::watch::News;
 
 /// The identity of a file-system object while the session lasts.
 ///
@@ -559,6 +560,10 @@ pub trait Invalidator: Send + Sync {
 
     /// Attributes and content of the node may be different now.
     fn node_changed(&self, node: NodeId);
+
+    /// Something changed of which those may want to hear who watch the tree. Comes after what is told of
+    /// names and nodes.
+    fn news(&self, news: Box<dyn News>);
 }
 
 impl FsStats {

@@ -117,6 +117,7 @@ pub mod time;
 pub mod touched;
 pub mod tree;
 pub mod view;
+pub mod watch;
 pub mod wire;
 pub mod workspace;
 pub mod xattr;

@@ -3,6 +3,8 @@
 //! Reading merges base and layers. Writing goes through to the base; touching something virtual makes it
 //! real first, just that one object.
 
+mod announcer;
+mod news;
 mod ops;
 
 use std::collections::HashMap;
@@ -10,6 +12,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+pub use self::announcer::Announcer;
+pub use self::news::Before;
+use crate::content::ContentHashes;
 use crate::fs::{Attr, FileKind, FsError, Invalidator, NodeId, OpenFile};
 use crate::materialise::Materialiser;
 use crate::node_numbers::NodeNumbers;
@@ -18,6 +23,7 @@ use crate::path::{RelPath, RelPathBuf};
 use crate::store::Store;
 use crate::touched::Touched;
 use crate::tree::{Found, ObjectId, Perspective, Tree};
+use crate::watch::News;
 
 /// The live mount's tree.
 #[derive(Debug)]
@@ -79,6 +85,46 @@ impl Live {
         }
     }
 
+    /// Returns what answers the process that tells watchers of changes.
+    #[must_use]
+    pub fn announcer(self: &Arc<Self>) -> Arc<Announcer> {
+        Arc::new(Announcer::new(Arc::clone(self)))
+    }
+
+    /// Returns what those may want to hear who watch the mount, after something changed what showed `before`.
+    #[must_use]
+    pub fn news(
+        self: &Arc<Self>,
+        announcer: &Arc<Announcer>,
+        hashes: &Arc<ContentHashes>,
+        before: Before,
+    ) -> Box<dyn News> {
+        Box::new(news::Change::new(Arc::clone(self), Arc::clone(announcer), Arc::clone(hashes), before))
+    }
+
+    /// Forgets that `name` led to `node`, unless the kernel knows something new there. What it does not know
+    /// may have been put there meanwhile.
+    fn forget_removed(&self, parent: NodeId, name: &OsStr, node: NodeId) -> Result<(), FsError> {
+        let nodes = &mut *self.lock();
+        match nodes.child(parent, name) {
+            Some(known) if known != node => return Err(FsError::Stale),
+            Some(_) if self.found_is(nodes, node) => return Err(FsError::Stale),
+            Some(_) | None => {}
+        }
+        nodes.unname(parent, name);
+        Ok(())
+    }
+
+    /// Returns whether a node still is what is at its path.
+    fn found_is(&self, nodes: &Nodes, node: NodeId) -> bool {
+        let Ok(known) = nodes.get(node) else { return false };
+        let found = nodes.path(node).and_then(|path| self.find(&path));
+        found
+            .ok()
+            .flatten()
+            .is_some_and(|found| found.kind() == known.kind && found.object_id() == known.object)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,6 +162,41 @@ impl Nodes {
 
     fn child_path(&self, parent: NodeId, name: &OsStr) -> Result<RelPathBuf, FsError> {
         Ok(self.path(parent)?.join(name))
+    }
+
+    fn child(&self, parent: NodeId, name: &OsStr) -> Option<NodeId> {
+        self.nodes.get(&parent)?.children.get(name).copied()
+    }
+
+    /// Returns the node that `path` leads to, if the kernel knows it.
+    fn at(&self, path: &RelPath) -> Option<NodeId> {
+        match path.split_last() {
+            None => Some(NodeId::ROOT),
+            Some((dir, name)) => self.child(self.at(dir)?, name),
+        }
+    }
+
+    /// Returns the directory of `path` and the name in it, if the kernel knows that directory.
+    fn place_of(&self, path: &RelPath) -> Option<(NodeId, OsString)> {
+        let (dir, name) = path.split_last()?;
+        Some((self.at(dir)?, name.to_owned()))
+    }
+
+    /// Gives a node that nobody has open to the regular file that took the place of its own.
+    fn rebind(&mut self, id: NodeId, path: &RelPath, found: &Found) {
+        let object = found.object_id();
+        let free = object.as_ref().is_some_and(|object| !self.by_object.contains_key(object));
+        let Some(node) = self.nodes.get(&id) else { return };
+        if free
+            && found.kind() == FileKind::File
+            && node.kind == FileKind::File
+            && node.object != object
+            && node.names.len() == 1
+            && !node.is_open()
+            && self.at(path) == Some(id)
+        {
+            self.reidentify(id, object);
+        }
     }
 
     /// Returns the node of what was found under a name: the one it has, if it is still the same object.

@@ -114,6 +114,12 @@ impl Tree {
         Self { base, layers: RwLock::new(Arc::from([])) }
     }
 
+    /// Returns a tree of the same base that keeps the layers of this moment.
+    #[must_use]
+    pub fn as_it_is(&self) -> Self {
+        Self { base: Arc::clone(&self.base), layers: RwLock::new(self.layers()) }
+    }
+
     /// Returns the base.
     #[must_use]
     pub fn base(&self) -> &Arc<Base> {

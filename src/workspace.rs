@@ -48,10 +48,10 @@ use crate::claim::Claimed;
 use crate::commit::CommitError;
 use crate::content::ContentHashes;
 use crate::filter::FilterError;
-use crate::fs::{FsError, Invalidator};
+use crate::fs::{Filesystem, FsError, Invalidator};
 use crate::index::{Claim, Index, IndexError, TaskId, WorkspaceId};
 use crate::limits::Limits;
-use crate::live::Live;
+use crate::live::{Announcer, Live};
 use crate::materialise::Materialiser;
 use crate::path::RelPathBuf;
 use crate::proto::{CacheMode, Outcome};
@@ -119,9 +119,18 @@ pub struct Workspace {
 
 struct Mounted {
     live: Arc<Live>,
+    announcer: Arc<Announcer>,
     invalidator: Arc<dyn Invalidator>,
     /// Whether it hides the base, so that nobody can change the base without being seen.
     covers_base: bool,
+}
+
+/// What a live mount serves.
+pub struct LiveTree {
+    /// To everybody.
+    pub filesystem: Arc<dyn Filesystem>,
+    /// To the process that tells watchers what happened.
+    pub announcer: Arc<dyn Filesystem>,
 }
 
 #[derive(Default)]

@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -84,6 +84,8 @@ pub struct AdapterState {
     refused: AtomicBool,
     /// From now on every request fails.
     aborted: AtomicBool,
+    /// Process that tells watchers what happened; 0 for none.
+    announced_by: AtomicU32,
 }
 
 impl AdapterState {
@@ -99,6 +101,11 @@ impl AdapterState {
         self.aborted.store(true, Ordering::Release);
     }
 
+    /// Names the process whose requests are for show.
+    pub(crate) fn announce_by(&self, process: u32) {
+        self.announced_by.store(process, Ordering::Release);
+    }
+
     pub(crate) fn is_aborted(&self) -> bool {
         self.aborted.load(Ordering::Acquire)
     }
@@ -111,6 +118,8 @@ impl AdapterState {
 /// could forget the node.
 pub struct Adapter {
     core: Arc<dyn Filesystem>,
+    /// What answers the process that tells watchers.
+    announcer: Option<Arc<dyn Filesystem>>,
     options: AdapterOptions,
     terminal: Option<Arc<Terminal>>,
     state: Arc<AdapterState>,
@@ -149,6 +158,7 @@ impl Adapter {
     pub fn new(core: Arc<dyn Filesystem>, options: AdapterOptions, terminal: Option<Arc<Terminal>>) -> Self {
         Self {
             core,
+            announcer: None,
             options,
             terminal,
             state: Arc::default(),
@@ -156,6 +166,25 @@ impl Adapter {
             files: Handles::default(),
             dirs: Handles::default(),
             backings: Backings::default(),
+        }
+    }
+
+    /// Has `announcer` answer the process that does for show what has happened.
+    #[must_use]
+    pub fn with_announcer(mut self, announcer: Arc<dyn Filesystem>) -> Self {
+        self.announcer = Some(announcer);
+        self
+    }
+
+    /// Returns what is to answer a request.
+    fn core(&self, request: &Request) -> &dyn Filesystem {
+        match &self.announcer {
+            // Zero is a process of another namespace.
+            Some(announcer) if request.pid() != 0 => {
+                let for_show = request.pid() == self.state.announced_by.load(Ordering::Acquire);
+                if for_show { &**announcer } else { &*self.core }
+            }
+            _ => &*self.core,
         }
     }
 
@@ -242,11 +271,11 @@ impl Adapter {
         }
     }
 
-    fn set_attr(&self, node: NodeId, changes: AttrChanges) -> Result<Attr, FsError> {
+    fn set_attr(&self, core: &dyn Filesystem, node: NodeId, changes: AttrChanges) -> Result<Attr, FsError> {
         match terminal::stream_of(node) {
             // Truncating a terminal means nothing, as on a tty.
             Some(stream) => Ok(terminal::attr_of(stream)),
-            None => self.core.set_attr(node, None, changes),
+            None => core.set_attr(node, None, changes),
         }
     }
 
@@ -255,7 +284,13 @@ impl Adapter {
         if terminal::stream_of(node).is_some() { Duration::ZERO } else { self.options.attr_ttl }
     }
 
-    fn open_node(&self, node: NodeId, flags: i32, register: Register<'_>) -> Result<Opened, FsError> {
+    fn open_node(
+        &self,
+        core: &dyn Filesystem,
+        node: NodeId,
+        flags: i32,
+        register: Register<'_>,
+    ) -> Result<Opened, FsError> {
         if let Some(stream) = terminal::stream_of(node) {
             let handle = self.files.add(FileSlot::Terminal(stream));
             // A stream has no position: O_APPEND and several writers cannot disturb each other.
@@ -265,7 +300,7 @@ impl Adapter {
                 | FopenFlags::FOPEN_NOFLUSH;
             return Ok(Opened { handle, flags, backing: None });
         }
-        let file = self.core.open(node, open_flags(flags))?;
+        let file = core.open(node, open_flags(flags))?;
         self.opened(node, file, register)
     }
 

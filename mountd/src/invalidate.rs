@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use vout::fs::{Invalidator, NodeId};
+use vout::watch::News;
+
+use crate::watchers::Watchers;
 
 /// How long to wait for the kernel. A directory may be held for long, by somebody who waits for us.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,8 +31,12 @@ enum Notice {
         name: OsString,
     },
     Node(NodeId),
+    /// For those who watch.
+    News(Box<dyn News>),
     /// The session has begun.
-    Attach(Notifier),
+    Attach(Notifier, Option<Watchers>),
+    /// Nobody of ours is to be in the mount.
+    Silence(Sender<()>),
     /// All before this is done.
     Flush(Sender<()>),
     /// The session has ended.
@@ -47,9 +54,16 @@ impl KernelInvalidator {
         Ok(Arc::new(Self { queue }))
     }
 
-    /// Names the session whose kernel is to be told.
-    pub fn attach(&self, notifier: Notifier) {
-        self.post(Notice::Attach(notifier));
+    /// Names the session whose kernel is to be told, and who tells watchers.
+    pub(crate) fn attach(&self, notifier: Notifier, watchers: Option<Watchers>) {
+        self.post(Notice::Attach(notifier, watchers));
+    }
+
+    /// Makes sure that no process of ours is in the mount.
+    pub(crate) fn silence(&self) {
+        let (done, silenced) = mpsc::channel();
+        self.post(Notice::Silence(done));
+        silenced.recv_timeout(FLUSH_TIMEOUT).ok();
     }
 
     /// Ends the thread: the session is over.
@@ -84,15 +98,30 @@ impl Invalidator for KernelInvalidator {
     fn node_changed(&self, node: NodeId) {
         self.post(Notice::Node(node));
     }
+
+    fn news(&self, news: Box<dyn News>) {
+        self.post(Notice::News(news));
+    }
 }
 
 fn run(notices: &Receiver<Notice>) {
-    let mut notifier = None;
+    let mut session = None;
     while let Ok(notice) = notices.recv() {
-        let told = match (notice, &notifier) {
+        let told = match (notice, &session) {
             (Notice::Stop, _) => return,
-            (Notice::Attach(attached), _) => {
-                notifier = Some(attached);
+            (Notice::Attach(notifier, watchers), _) => {
+                session = Some((notifier, watchers));
+                Ok(())
+            }
+            (Notice::Silence(done), session) => {
+                if let Some((_, Some(watchers))) = session {
+                    watchers.silence();
+                }
+                done.send(()).ok();
+                Ok(())
+            }
+            (Notice::News(news), Some((_, Some(watchers)))) => {
+                watchers.hear(news);
                 Ok(())
             }
             (Notice::Flush(done), _) => {
@@ -100,11 +129,11 @@ fn run(notices: &Receiver<Notice>) {
                 Ok(())
             }
             // Without a session the kernel has cached nothing.
-            (Notice::Entry { .. } | Notice::Node(_), None) => Ok(()),
-            (Notice::Entry { parent, name }, Some(notifier)) => {
+            (Notice::Entry { .. } | Notice::Node(_), None) | (Notice::News(_), _) => Ok(()),
+            (Notice::Entry { parent, name }, Some((notifier, _))) => {
                 notifier.inval_entry(INodeNo(parent.0), &name)
             }
-            (Notice::Node(node), Some(notifier)) => notifier.inval_inode(INodeNo(node.0), 0, 0),
+            (Notice::Node(node), Some((notifier, _))) => notifier.inval_inode(INodeNo(node.0), 0, 0),
         };
         if let Err(error) = told {
             tracing::debug!(%error, "kernel refused an invalidation");

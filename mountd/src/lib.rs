@@ -26,5 +26,6 @@ pub mod live;
 mod server;
 pub mod session;
 pub mod terminal;
+mod watchers;
 
 pub use lifecycle::main;

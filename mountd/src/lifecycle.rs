@@ -30,6 +30,7 @@ pub use self::options::{Options, Order, UsageError};
 use crate::activity::{Activity, Reason};
 use crate::live::{clear_dead, open_device};
 use crate::server::{Server, ServerOptions};
+use crate::watchers::run_helper;
 
 /// Variable with the log filter.
 const LOG_ENV: &str = "VOUT_LOG";
@@ -94,6 +95,7 @@ pub fn main() -> ExitCode {
     let done = order.and_then(|order| match order {
         Order::Serve(options) => run(&options),
         Order::ClearDead(path) => clear(&path),
+        Order::Announce => run_helper().map_err(|error| StartError::Process(io::Error::other(error))),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

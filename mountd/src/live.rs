@@ -22,6 +22,7 @@ use crate::adapter::Adapter;
 use crate::holders::{Holders, holders};
 use crate::invalidate::KernelInvalidator;
 use crate::session::{ServeError, Session, SessionEnd};
+use crate::watchers::Watchers;
 
 /// Set-user-id helper that mounts for those who may not; by its path, as `PATH` is the user's.
 const FUSERMOUNT: &str = "/usr/bin/fusermount3";
@@ -113,6 +114,7 @@ impl LiveMount {
                 direct.map_err(|source| LiveError::Os { at: at.to_owned(), action: "mounted", source })?
             }
         };
+        let state = adapter.state();
         let session = Session::serve(device, adapter, on_end).map_err(|source| {
             // Nobody can be using it yet.
             if let Err(error) = unmount(at, true) {
@@ -120,7 +122,11 @@ impl LiveMount {
             }
             LiveError::Serve { at: at.to_owned(), source }
         })?;
-        invalidator.attach(session.notifier());
+        let watchers = Watchers::start(at.to_owned(), state);
+        if let Err(error) = &watchers {
+            tracing::warn!(%error, "watchers of the mount hear nothing");
+        }
+        invalidator.attach(session.notifier(), watchers.ok());
         Ok(Self { at: at.to_owned(), session, invalidator, unmounting: AtomicBool::new(false) })
     }
 
@@ -148,6 +154,7 @@ impl LiveMount {
 
     /// Returns who uses the mount, seen from the process `client`.
     pub(crate) fn holders_for(&self, client: Option<u32>) -> Holders {
+        self.invalidator.silence();
         mount_at(&self.at).ok().flatten().map(|mount| holders(&mount, client)).unwrap_or_default()
     }
 

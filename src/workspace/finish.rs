@@ -333,6 +333,8 @@ impl Workspace {
         let asked = &run.asked;
         let changes: Vec<_> = changed.iter().map(|changed| changed.change.clone()).collect();
         let mut claimed = Some(());
+        let before =
+            if changes.is_empty() { None } else { self.before(changes.iter().map(|change| &*change.path)) };
         if !changes.is_empty() {
             let steps = plan(&changes, |lower| self.stage(&run.view, lower))?;
             let punches = self.punches_for(asked, changed)?;
@@ -348,6 +350,7 @@ impl Workspace {
             claimed = forgo("record the claim", self.index.set_claim(&claim)).map(drop);
         }
         self.note_commit(asked, changes.into_iter().map(|change| change.path).collect());
+        self.tell_watchers(before);
         match claimed {
             Some(()) => self.note_in_place(asked.owner, entry),
             // Without a claim the outputs are nobody's, as if a user had made them: a miss, later.

@@ -112,6 +112,7 @@ impl Workspace {
             Some(claimed) => self.stale_paths(claimed, None, &asked.output)?,
             None => Vec::new(),
         };
+        let before = self.before(stale.iter().map(|path| &**path));
         self.remove_stale(&stale)?;
         for path in &stale {
             self.touched.touch(path, Some(&asked.owner));
@@ -123,7 +124,9 @@ impl Workspace {
         if let Some(layer) = &layer {
             self.invalidate_layers(&[layer]);
         }
-        Ok(stale.is_empty() && layer.is_none())
+        let in_place = stale.is_empty() && layer.is_none();
+        self.tell_watchers(before.filter(|_| !in_place));
+        Ok(in_place)
     }
 
     /// A hit under a live mount: attaches a layer; returns whether everything was in place already.
@@ -163,6 +166,7 @@ impl Workspace {
             stale,
             punched: BTreeMap::new(),
         }));
+        let before = self.before([]);
         let old = self.tree.attach(Arc::clone(&layer));
         self.remove_archives(&freed);
         match old {
@@ -172,6 +176,7 @@ impl Workspace {
             }
             None => self.invalidate_layers(&[&layer]),
         }
+        self.tell_watchers(before);
         Ok(false)
     }
 

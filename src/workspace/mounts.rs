@@ -6,13 +6,16 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::restore::Target;
-use super::{Materialised, Mounted, ProgressSink, Workspace, WorkspaceError, forgo, lock, now_secs};
+use super::{
+    LiveTree, Materialised, Mounted, ProgressSink, Workspace, WorkspaceError, forgo, lock, now_secs,
+};
 use crate::claim::decode_before;
 use crate::filter::Filter;
 use crate::fingerprint::Facets;
-use crate::fs::{Filesystem, Invalidator};
+use crate::fs::Invalidator;
 use crate::index::{EntryFilter, LayerRow};
-use crate::live::Live;
+use crate::live::{Announcer, Before, Live};
+use crate::path::RelPath;
 use crate::report::{Progress, Stage};
 use crate::store::{Swept, WorkArea};
 use crate::task::FilterSpec;
@@ -31,16 +34,35 @@ impl Workspace {
         &self,
         invalidator: Arc<dyn Invalidator>,
         covers_base: bool,
-    ) -> Result<Arc<dyn Filesystem>, WorkspaceError> {
+    ) -> Result<LiveTree, WorkspaceError> {
         lock(&self.in_place).clear();
         let live = Arc::new(Live::new(
             Arc::clone(&self.materialiser),
             Arc::clone(&self.store),
             Arc::clone(&self.touched),
         ));
-        let mounted = Mounted { live: Arc::clone(&live), invalidator, covers_base };
-        *lock(&self.mounted) = Some(mounted);
-        Ok(live)
+        let announcer = live.announcer();
+        let tree = LiveTree {
+            filesystem: Arc::<Live>::clone(&live),
+            announcer: Arc::<Announcer>::clone(&announcer),
+        };
+        *lock(&self.mounted) = Some(Mounted { live, announcer, invalidator, covers_base });
+        Ok(tree)
+    }
+
+    /// Returns what the live mount shows before layers or the paths `changing` of the base change; `None`
+    /// where nothing is mounted.
+    pub(super) fn before<'a>(&self, changing: impl IntoIterator<Item = &'a RelPath>) -> Option<Before> {
+        let live = lock(&self.mounted).as_ref().map(|mounted| Arc::clone(&mounted.live))?;
+        Some(live.before(changing))
+    }
+
+    /// Lets those hear who watch the live mount, after kernel caches were told.
+    pub(super) fn tell_watchers(&self, before: Option<Before>) {
+        let mounted = lock(&self.mounted);
+        let Some((before, mounted)) = before.zip(mounted.as_ref()) else { return };
+        let news = mounted.live.news(&mounted.announcer, &self.hashes, before);
+        mounted.invalidator.news(news);
     }
 
     /// Returns how many files, and bytes, are still virtual.

@@ -20,6 +20,7 @@ mod mounts;
 mod real;
 mod restore;
 mod terminal;
+mod watchers;
 
 /// Makes a test under a live mount and one without of each scenario.
 macro_rules! in_both_modes {

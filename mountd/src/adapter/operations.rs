@@ -83,7 +83,7 @@ impl fuser::Filesystem for Adapter {
             return reply.entry(&Duration::ZERO, &file_attr(&attr), GENERATION);
         }
         let answer = self.answer(request, "lookup", parent, || {
-            self.core.lookup(node_of(parent), name).map(|attr| self.counted(attr))
+            self.core(request).lookup(node_of(parent), name).map(|attr| self.counted(attr))
         });
         match (answer, self.options.negative_ttl) {
             (Err(errno), Some(ttl)) if errno.code() == Errno::ENOENT.code() => {
@@ -123,7 +123,8 @@ impl fuser::Filesystem for Adapter {
         let (mode, atime, mtime) =
             (mode.map(|mode| mode & MODE_BITS), atime.map(set_time), mtime.map(set_time));
         let changes = AttrChanges { mode, uid, gid, size_bytes, atime, mtime, kill_set_id: false };
-        let answer = self.answer(request, "setattr", ino, || self.set_attr(node_of(ino), changes));
+        let answer =
+            self.answer(request, "setattr", ino, || self.set_attr(self.core(request), node_of(ino), changes));
         self.reply_attr(reply, answer);
     }
 
@@ -146,7 +147,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let answer = self.answer(request, "mknod", parent, || {
             let new = NewNode { kind: kind_of_mode(mode)?, mode: mode & MODE_BITS & !umask, rdev };
-            let attr = self.core.make_node(caller_of(request), node_of(parent), name, new)?;
+            let attr = self.core(request).make_node(caller_of(request), node_of(parent), name, new)?;
             Ok(self.counted(attr))
         });
         self.reply_entry(reply, answer);
@@ -163,26 +164,26 @@ impl fuser::Filesystem for Adapter {
     ) {
         let answer = self.answer(request, "mkdir", parent, || {
             let mode = mode & MODE_BITS & !umask;
-            let attr = self.core.make_dir(caller_of(request), node_of(parent), name, mode)?;
+            let attr = self.core(request).make_dir(caller_of(request), node_of(parent), name, mode)?;
             Ok(self.counted(attr))
         });
         self.reply_entry(reply, answer);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let call = || self.core.unlink(node_of(parent), name);
+        let call = || self.core(request).unlink(node_of(parent), name);
         reply_empty(reply, self.answer(request, "unlink", parent, call));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let call = || self.core.remove_dir(node_of(parent), name);
+        let call = || self.core(request).remove_dir(node_of(parent), name);
         reply_empty(reply, self.answer(request, "rmdir", parent, call));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let answer = self.answer(request, "symlink", parent, || {
             let target = target.as_os_str();
-            let attr = self.core.make_symlink(caller_of(request), node_of(parent), name, target)?;
+            let attr = self.core(request).make_symlink(caller_of(request), node_of(parent), name, target)?;
             Ok(self.counted(attr))
         });
         self.reply_entry(reply, answer);
@@ -222,7 +223,9 @@ impl fuser::Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let register = |fd: std::os::fd::BorrowedFd<'_>| reply.open_backing(fd);
-        match self.answer(request, "open", ino, || self.open_node(node_of(ino), flags.0, &register)) {
+        match self.answer(request, "open", ino, || {
+            self.open_node(self.core(request), node_of(ino), flags.0, &register)
+        }) {
             Ok(opened) => match &opened.backing {
                 Some(id) => reply.opened_passthrough(opened.handle, opened.flags, id),
                 None => reply.opened(opened.handle, opened.flags),

@@ -8,6 +8,8 @@ use std::time::Duration;
 use thiserror::Error;
 use vout::limits::Limits;
 
+use crate::watchers::HELPER_ARGUMENT;
+
 /// How long the daemon stays when nobody needs it, unless told otherwise.
 const IDLE_DEFAULT: Duration = Duration::from_secs(10);
 
@@ -16,6 +18,8 @@ const IDLE_DEFAULT: Duration = Duration::from_secs(10);
 pub enum Order {
     /// Be the daemon of a workspace.
     Serve(Box<Options>),
+    /// Serve another process of this program that tells watchers what happened in its mount.
+    Announce,
     /// Unmount what a killed daemon left at this absolute path, if it is there, and end.
     ClearDead(PathBuf),
 }
@@ -57,6 +61,9 @@ impl Order {
     /// [`UsageError`] where one is missing, unknown or malformed.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, UsageError> {
         let mut arguments = arguments.into_iter().peekable();
+        if arguments.next_if(|first| first == HELPER_ARGUMENT).is_some() {
+            return Ok(Self::Announce);
+        }
         if arguments.next_if(|first| first == "--clear-dead").is_none() {
             return Ok(Self::Serve(Box::new(Options::parse(arguments)?)));
         }

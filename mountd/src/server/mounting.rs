@@ -8,7 +8,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use rustix::io::Errno;
 use vout::mountinfo::{FS_TYPE, mounts};
 use vout::proto::{Event, Failure, FailureKind};
-use vout::workspace::Materialised;
+use vout::workspace::{LiveTree, Materialised};
 
 use super::Server;
 use super::connection::Connection;
@@ -35,8 +35,9 @@ impl Server {
         let invalidator = KernelInvalidator::start().map_err(|error| internal(&error))?;
         let covers_base = at == self.options.root;
         let served = self.workspace.mount_live(Arc::<KernelInvalidator>::clone(&invalidator), covers_base);
-        let filesystem = served.map_err(|error| internal(&error))?;
-        let adapter = Adapter::new(filesystem, AdapterOptions::live(self.options.passthrough), None);
+        let LiveTree { filesystem, announcer } = served.map_err(|error| internal(&error))?;
+        let adapter = Adapter::new(filesystem, AdapterOptions::live(self.options.passthrough), None)
+            .with_announcer(announcer);
         let (server, in_use) = (Arc::downgrade(self), self.activity.enter());
         let own = Arc::clone(&invalidator);
         let on_end = move |end: &SessionEnd| {
