@@ -116,7 +116,10 @@ impl View {
             Body::Symlink(symlink) => {
                 if symlink.own.is_none() {
                     let lower = symlink.lower.clone().ok_or(FsError::NotFound)?;
-                    symlink.own = Some((self.lower_target(&lower)?, OwnAttr::of(&attr)));
+                    let target = self.lower_target(&lower)?;
+                    // The link that becomes the task's own points where the lower one does.
+                    state.recording.link(&lower, target.clone());
+                    symlink.own = Some((target, OwnAttr::of(&attr)));
                 }
                 if let Some((_, own)) = &mut symlink.own {
                     own.change(changes);

@@ -18,6 +18,7 @@ mod interrupts;
 mod logical;
 mod mounts;
 mod real;
+mod recorder;
 mod restore;
 mod terminal;
 mod watchers;
