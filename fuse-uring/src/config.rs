@@ -1,0 +1,52 @@
+//! What a session asks the kernel for.
+
+use crate::abi::InitFlags;
+
+/// Mebibytes of a read or write, where nothing else is said.
+const MIB: u32 = 1024 * 1024;
+
+/// What a session asks the kernel for.
+///
+/// ```
+/// use fuse_uring::{Config, InitFlags};
+///
+/// let config = Config { flags: InitFlags::PASSTHROUGH, max_stack_depth: 2, ..Config::default() };
+/// # drop(config);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Capabilities; what the kernel lacks is left out. Those that this crate itself needs are added.
+    pub flags: InitFlags,
+    /// Largest write, in bytes.
+    pub max_write: u32,
+    /// Largest request, in pages.
+    pub max_pages: u16,
+    /// Largest read-ahead, in bytes; the kernel may want less.
+    pub max_readahead: u32,
+    /// Requests that nobody waits for that may be under way; zero: as many as the kernel likes.
+    pub max_background: u16,
+    /// How many of those count as crowded; zero: as many as the kernel likes.
+    pub congestion_threshold: u16,
+    /// With [`InitFlags::PASSTHROUGH`]: how many file systems may lie below this one, 1 or 2.
+    pub max_stack_depth: u32,
+    /// How fine times are, in nanoseconds.
+    pub time_gran: u32,
+    /// Threads that serve `/dev/fuse`, at least one. Over the ring it is always one.
+    pub threads: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            flags: InitFlags::ASYNC_READ,
+            max_write: MIB,
+            max_pages: 256,
+            max_readahead: MIB,
+            max_background: 0,
+            congestion_threshold: 0,
+            max_stack_depth: 0,
+            time_gran: 1,
+            threads: 1,
+        }
+    }
+}
