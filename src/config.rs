@@ -20,6 +20,7 @@
 mod cache;
 mod env;
 mod error;
+mod mount;
 mod nearest;
 mod patterns;
 mod read;
@@ -38,6 +39,7 @@ pub use patterns::parse_cli_filter;
 pub use task::TaskConfig;
 
 use crate::graph;
+use crate::serving::Serving;
 use read::{Source, Value};
 
 /// Name of the configuration file, in the workspace root.
@@ -53,6 +55,7 @@ pub struct Config {
     tasks: Vec<TaskConfig>,
     by_name: HashMap<String, usize>,
     cache: CacheConfig,
+    serving: Serving,
 }
 
 impl Config {
@@ -69,7 +72,8 @@ impl Config {
             match entry.key {
                 "tasks" => places = config.read_tasks(entry)?,
                 "cache" => config.cache = CacheConfig::read(entry)?,
-                _ => return Err(entry.unknown_key("the file", &["tasks", "cache"])),
+                "mount" => config.serving = mount::read(entry)?,
+                _ => return Err(entry.unknown_key("the file", &["tasks", "cache", "mount"])),
             }
         }
         config.check_dependencies(source, &places)?;
@@ -97,6 +101,12 @@ impl Config {
     #[must_use]
     pub fn cache(&self) -> &CacheConfig {
         &self.cache
+    }
+
+    /// Returns how mounts are to be served.
+    #[must_use]
+    pub fn serving(&self) -> Serving {
+        self.serving
     }
 
     /// Returns the place of a task in [`Config::tasks`].

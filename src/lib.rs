@@ -24,8 +24,9 @@
 //! use vout::limits::Limits;
 //! use vout::path::RelPathBuf;
 //! use vout::proto::{CacheMode, Outcome};
+//! use vout::serving::Serving;
 //! use vout::task::{CommandLine, FilterSpec, MtimePolicy, TaskSpec};
-//! use vout::workspace::{Begun, OpenOptions, Workspace};
+//! use vout::workspace::{Begun, OpenOptions, RunOptions, Workspace};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let dir = tempfile::tempdir()?;
@@ -35,7 +36,6 @@
 //!     root_dir: File::open(dir.path())?.into(),
 //!     store: dir.path().join(".vout"),
 //!     limits: Limits::default(),
-//!     passthrough: false,
 //! })?;
 //! let task = TaskSpec {
 //!     name: "copy".into(),
@@ -50,10 +50,11 @@
 //!     mtime: MtimePolicy::Shift,
 //!     discard_on_failure: false,
 //! };
+//! let options = RunOptions { cache: CacheMode::ReadWrite, serving: Serving::default() };
 //! let quietly = |_| ();
 //!
 //! // Nothing is known of the task: it runs in a view.
-//! let Begun::Miss { run, .. } = workspace.begin(task.clone(), CacheMode::ReadWrite, &quietly)? else {
+//! let Begun::Miss { run, .. } = workspace.begin(task.clone(), options, &quietly)? else {
 //!     panic!("nothing was stored yet")
 //! };
 //! let view = run.filesystem();
@@ -72,7 +73,7 @@
 //!
 //! // The same task with the same input is a hit, which puts back what is gone.
 //! fs::remove_file(dir.path().join("out"))?;
-//! let Begun::Hit { report, .. } = workspace.begin(task, CacheMode::ReadWrite, &quietly)? else {
+//! let Begun::Hit { report, .. } = workspace.begin(task, options, &quietly)? else {
 //!     panic!("nothing has changed")
 //! };
 //! assert_eq!((report.inputs, report.outputs), (2, 1));
@@ -110,6 +111,7 @@ pub mod proto;
 pub mod recording;
 pub mod report;
 pub mod runtime;
+pub mod serving;
 pub mod state;
 pub mod store;
 pub mod task;

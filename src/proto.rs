@@ -24,10 +24,11 @@ use crate::report::{
     Chunk, EntryDetails, EntryReport, FinishReport, HitReport, MissReason, Progress, RecordedPath,
     StatusReport, WhyReport,
 };
+use crate::serving::Serving;
 use crate::task::TaskSpec;
 
 /// Version both ends must share.
-pub const PROTOCOL_VERSION: &str = concat!("vout ", env!("CARGO_PKG_VERSION"), " protocol 1");
+pub const PROTOCOL_VERSION: &str = concat!("vout ", env!("CARGO_PKG_VERSION"), " protocol 2");
 
 /// Longest message in bytes; a longer one is a protocol error.
 pub const MESSAGE_BYTES_MAX: u32 = 256 * 1024 * 1024;
@@ -85,6 +86,8 @@ pub enum Request {
         spec: Box<TaskSpec>,
         /// How to use the cache.
         cache: CacheMode,
+        /// How its view is served, if it gets one.
+        serving: Serving,
     },
     /// Serves a view on the descriptor that comes along.
     Serve {
@@ -106,6 +109,8 @@ pub enum Request {
     Mount {
         /// Where, if not over the workspace itself.
         at: Option<PathBuf>,
+        /// How it is served.
+        serving: Serving,
     },
     /// Unmounts the workspace.
     Unmount {

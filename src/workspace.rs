@@ -56,6 +56,7 @@ use crate::materialise::Materialiser;
 use crate::path::RelPathBuf;
 use crate::proto::{CacheMode, Outcome};
 use crate::report::{Chunk, FinishReport, HitReport, MissReason, Progress};
+use crate::serving::Serving;
 use crate::store::{Store, StoreError, SweepError};
 use crate::task::TaskSpec;
 use crate::touched::{Moment, Touched};
@@ -75,8 +76,15 @@ pub struct OpenOptions {
     pub store: PathBuf,
     /// How much the store may hold.
     pub limits: Limits,
-    /// Whether sessions hand descriptors of backing files to the kernel.
-    pub passthrough: bool,
+}
+
+/// How [`Workspace::begin`] goes about a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunOptions {
+    /// How the cache is used.
+    pub cache: CacheMode,
+    /// How the view is served; `passthrough` only where the kernel will really grant it.
+    pub serving: Serving,
 }
 
 /// Takes the progress of a long operation.
@@ -95,7 +103,6 @@ pub struct Workspace {
     hashes: Arc<ContentHashes>,
     materialiser: Arc<Materialiser>,
     touched: Arc<Touched>,
-    passthrough: bool,
     /// The live mount, while there is one.
     mounted: Mutex<Option<Mounted>>,
     /// Open archives, so that all readers share one cache of frames.
@@ -273,10 +280,10 @@ impl Workspace {
     pub fn begin(
         &self,
         spec: TaskSpec,
-        cache: CacheMode,
+        options: RunOptions,
         progress: ProgressSink<'_>,
     ) -> Result<Begun, WorkspaceError> {
-        self.begin_run(spec, cache, progress)
+        self.begin_run(spec, options, progress)
     }
 
     /// Ends a run: splits outputs off, stores the entry, commits the writes. The view's session must not

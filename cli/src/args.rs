@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use vout::serving::Transport;
 
 /// Run build tasks once; have their outputs back at once ever after.
 ///
@@ -57,6 +58,21 @@ Examples:
   vout run -- make -j4                 any command; what it reads and writes is found out
   vout run --input auto --input '!**/*.log' --output 'dist/**' -- npm run build";
 
+/// How a mount is served; what is not given comes from the environment, then from `vout.toml`.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct ServingArgs {
+    /// How requests reach the daemon: `uring`, `dev`, or `auto`, which takes the ring where the kernel has it
+    #[arg(long, value_name = "TRANSPORT", value_parser = parse_transport)]
+    pub(crate) transport: Option<Transport>,
+    /// Let all content pass through the daemon, also where the kernel could reach the files directly
+    #[arg(long)]
+    pub(crate) no_passthrough: bool,
+}
+
+fn parse_transport(word: &str) -> Result<Transport, String> {
+    Transport::from_word(word).ok_or_else(|| "it can be auto, uring or dev".to_owned())
+}
+
 /// Arguments of `vout mount`.
 #[derive(Debug, Args)]
 pub(crate) struct MountArgs {
@@ -65,6 +81,8 @@ pub(crate) struct MountArgs {
     /// Mount at this directory instead of over the workspace
     #[arg(long, value_name = "DIR")]
     pub(crate) at: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) serving: ServingArgs,
 }
 
 /// Arguments of `vout unmount`.
@@ -116,6 +134,8 @@ pub(crate) struct RunArgs {
     /// Write all that each task looked at and changed into this file, a line of JSON per path
     #[arg(long, value_name = "FILE")]
     pub(crate) recording: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) serving: ServingArgs,
     /// Say nothing but errors
     #[arg(short, long, conflicts_with = "verbose")]
     pub(crate) quiet: bool,

@@ -5,9 +5,17 @@ use std::io;
 use std::path::Path;
 
 use vout::config::Config;
+use vout::serving::{Serving, Transport};
 
+use crate::args::ServingArgs;
 use crate::error::CommandError;
 use crate::workspace::{CONFIG_FILE, Place, Surroundings};
+
+/// Variable that chooses the transport.
+const TRANSPORT_ENV: &str = "VOUT_TRANSPORT";
+
+/// Variable that switches passthrough off (`0`) or on (`1`).
+const PASSTHROUGH_ENV: &str = "VOUT_PASSTHROUGH";
 
 /// Reads the configuration of the workspace at `root`; `None` where it has none.
 pub(crate) fn load(root: &Path) -> Result<Option<Config>, CommandError> {
@@ -30,14 +38,61 @@ pub(crate) fn load(root: &Path) -> Result<Option<Config>, CommandError> {
 
 /// Finds the workspace at `explicit` or around the current directory, and its store.
 pub(crate) fn place(surroundings: &Surroundings, explicit: Option<&Path>) -> Result<Place, CommandError> {
-    Place::find(surroundings, explicit, |root| {
-        Ok(load(root)?.map(|config| config.cache().clone()).unwrap_or_default())
-    })
+    Place::find(surroundings, explicit, |root| Ok(load(root)?.unwrap_or_default()))
+}
+
+/// Decides how a mount is served: options go before variables, and these before the configuration.
+pub(crate) fn serving(
+    args: ServingArgs,
+    surroundings: &Surroundings,
+    configured: Serving,
+) -> Result<Serving, CommandError> {
+    let mut serving = configured;
+    if let Some(word) = surroundings.var(TRANSPORT_ENV) {
+        serving.transport = word.to_str().and_then(Transport::from_word).ok_or_else(|| {
+            CommandError::usage(format_args!("{TRANSPORT_ENV} is {word:?}; it can be auto, uring or dev"))
+        })?;
+    }
+    if let Some(word) = surroundings.var(PASSTHROUGH_ENV) {
+        serving.passthrough = match word.to_str() {
+            Some("0") => false,
+            Some("1") => true,
+            _ => {
+                return Err(CommandError::usage(format_args!(
+                    "{PASSTHROUGH_ENV} is {word:?}; it can be 0 or 1"
+                )));
+            }
+        };
+    }
+    serving.transport = args.transport.unwrap_or(serving.transport);
+    serving.passthrough &= !args.no_passthrough;
+    Ok(serving)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_go_before_variables_and_these_before_the_configuration() {
+        let surroundings = |env: &[(&str, &str)]| Surroundings {
+            cwd: "/".into(),
+            env: env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        };
+        let configured = Serving { transport: Transport::Dev, ..Serving::default() };
+        let none = ServingArgs::default();
+        let plain = serving(none, &surroundings(&[]), configured).unwrap();
+        assert_eq!(plain, configured);
+        let around = surroundings(&[(TRANSPORT_ENV, "uring"), (PASSTHROUGH_ENV, "0")]);
+        let from_env = serving(none, &around, configured).unwrap();
+        assert_eq!((from_env.transport, from_env.passthrough), (Transport::Uring, false));
+        let args = ServingArgs { transport: Some(Transport::Auto), no_passthrough: true };
+        let from_args = serving(args, &surroundings(&[(PASSTHROUGH_ENV, "1")]), configured).unwrap();
+        assert_eq!((from_args.transport, from_args.passthrough), (Transport::Auto, false));
+        for bad in [(TRANSPORT_ENV, "pigeon"), (PASSTHROUGH_ENV, "yes")] {
+            assert_eq!(serving(none, &surroundings(&[bad]), configured).unwrap_err().exit_code(), 2);
+        }
+    }
 
     #[test]
     fn a_missing_file_is_no_configuration_and_a_bad_one_an_error_with_its_line() {

@@ -15,8 +15,9 @@ use crate::workspace::Surroundings;
 /// Mounts a workspace.
 pub(crate) fn mount(args: &MountArgs, surroundings: &Surroundings) -> Result<ExitCode, CommandError> {
     let place = config::place(surroundings, args.workspace.as_deref())?;
+    let serving = config::serving(args.serving, surroundings, place.serving)?;
     let at = args.at.as_deref().map(|at| surroundings.cwd.join(at));
-    match Connection::open(&place)?.ask(&Request::Mount { at })? {
+    match Connection::open(&place)?.ask(&Request::Mount { at, serving })? {
         Event::Mounted { at, already } => {
             let already = if already { " already" } else { "" };
             output::note(format!("{} is{already} mounted at {}", place.root.display(), at.display()));

@@ -70,7 +70,7 @@ fn prepare<'a>(args: &'a RunArgs, surroundings: &'a Surroundings) -> Result<Run<
     let mut config: Option<Config> = None;
     let place = Place::find(surroundings, None, |root| {
         config = config::load(root)?;
-        Ok(config.as_ref().map(|config| config.cache().clone()).unwrap_or_default())
+        Ok(config.clone().unwrap_or_default())
     })?;
     let tasks = Tasks::requested(args, config.as_ref(), &place, surroundings)?;
     Ok(Run { args, surroundings, place, tasks })
@@ -103,6 +103,7 @@ impl Run<'_> {
                 (false, true) => CacheMode::Refresh,
                 (false, false) => CacheMode::ReadWrite,
             },
+            serving: config::serving(self.args.serving, self.surroundings, self.place.serving)?,
             verbosity: match (self.args.quiet, self.args.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (false, true) => Verbosity::Verbose,

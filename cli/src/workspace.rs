@@ -8,11 +8,12 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::OFlags;
-use vout::config::CacheConfig;
+use vout::config::Config;
 use vout::limits::Limits;
 use vout::mountinfo::{self, FS_TYPE};
 use vout::path::{RelPath, RelPathBuf};
 use vout::runtime::RuntimePaths;
+use vout::serving::Serving;
 
 use crate::daemon;
 use crate::error::{Attempted, CommandError};
@@ -53,6 +54,8 @@ pub(crate) struct Place {
     pub(crate) store: PathBuf,
     /// How much the store may hold; the daemon is told when it is started.
     pub(crate) limits: Limits,
+    /// How its mounts are served, as far as the configuration says.
+    pub(crate) serving: Serving,
     /// Files of its daemon.
     pub(crate) runtime: RuntimePaths,
 }
@@ -60,11 +63,11 @@ pub(crate) struct Place {
 impl Place {
     /// Finds the workspace at `explicit`, or else around the current directory, and its store.
     ///
-    /// `configured` reads the `[cache]` table of the workspace's configuration.
+    /// `configured` reads the workspace's configuration.
     pub(crate) fn find(
         surroundings: &Surroundings,
         explicit: Option<&Path>,
-        configured: impl FnOnce(&Path) -> Result<CacheConfig, CommandError>,
+        configured: impl FnOnce(&Path) -> Result<Config, CommandError>,
     ) -> Result<Self, CommandError> {
         // As they are before a dead one is taken away.
         let mounts = mountinfo::mounts().unwrap_or_default();
@@ -80,7 +83,8 @@ impl Place {
             return Err(CommandError::user(format_args!("workspace path {root:?} is not UTF-8"))
                 .hint("rename the directory, or mount it elsewhere with `mount --bind`"));
         }
-        let cache = configured(&root)?;
+        let config = configured(&root)?;
+        let cache = config.cache();
         let store = match surroundings.var("VOUT_STORE") {
             Some(store) => surroundings.cwd.join(store),
             None => root.join(cache.store.as_deref().unwrap_or(Path::new(STORE_DIR))),
@@ -89,7 +93,7 @@ impl Place {
         let directory = runtime_dir(surroundings)?;
         let runtime = RuntimePaths::new(&directory, &root, &store)
             .map_err(|error| CommandError::user("no room for the daemon's socket").caused_by(&error))?;
-        Ok(Self { root, store, limits: Limits::from(&cache), runtime })
+        Ok(Self { root, store, limits: Limits::from(cache), serving: config.serving(), runtime })
     }
 
     /// Returns the absolute path of a directory of the workspace.
@@ -257,11 +261,11 @@ mod tests {
         let root = resolve(dir.path())?;
         let mut around = surroundings(&root, &root);
         fs::write(root.join("vout.toml"), "")?;
-        let cache = CacheConfig { store: Some("s".into()), ..CacheConfig::default() };
-        assert_eq!(Place::find(&around, None, |_| Ok(CacheConfig::default()))?.store, root.join(".vout"));
-        assert_eq!(Place::find(&around, None, |_| Ok(cache.clone()))?.store, root.join("s"));
+        let config = Config::parse("cache.store = 's'", Path::new("vout.toml"))?;
+        assert_eq!(Place::find(&around, None, |_| Ok(Config::default()))?.store, root.join(".vout"));
+        assert_eq!(Place::find(&around, None, |_| Ok(config.clone()))?.store, root.join("s"));
         around.env.push(("VOUT_STORE".into(), "/elsewhere".into()));
-        assert_eq!(Place::find(&around, None, |_| Ok(cache))?.store, Path::new("/elsewhere"));
+        assert_eq!(Place::find(&around, None, |_| Ok(config))?.store, Path::new("/elsewhere"));
         Ok(())
     }
 
@@ -272,11 +276,7 @@ mod tests {
         fs::create_dir(root.join("real"))?;
         symlink("real", root.join("link"))?;
         let place =
-            Place::find(
-                &surroundings(&root, &root),
-                Some(Path::new("link")),
-                |_| Ok(CacheConfig::default()),
-            )?;
+            Place::find(&surroundings(&root, &root), Some(Path::new("link")), |_| Ok(Config::default()))?;
         assert_eq!(place.root, root.join("real"));
         assert_eq!(place.relative(&root, Path::new("link"))?.to_string(), ".");
         assert!(place.relative(&root, Path::new("/")).is_err());

@@ -166,20 +166,19 @@ fn open_server(options: &Options, activity: &Arc<Activity>) -> Result<Server, St
     let opened = opened.and_then(|root_dir| Ok((rustix::fs::fstat(&root_dir)?, root_dir)));
     let (stat, root_dir) = opened.map_err(|errno| path_error(root, "opened", errno.into()))?;
     // Only root may hand files to the kernel; where even root may not, sessions do without.
-    let passthrough = rustix::process::geteuid().is_root();
+    let may_pass_through = rustix::process::geteuid().is_root();
     let workspace = Workspace::open(OpenOptions {
         root: root.clone(),
         root_dir,
         store: options.store.clone(),
         limits: options.limits.clone(),
-        passthrough,
     })?;
     let options = ServerOptions {
         root: root.clone(),
         socket: options.socket.clone(),
         root_id: (stat.st_dev, stat.st_ino),
         fuse: open_device().is_ok(),
-        passthrough,
+        may_pass_through,
     };
     Ok(Server::new(workspace, options, Arc::clone(activity)))
 }

@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use rustix::net::sockopt::socket_peercred;
 use vout::proto::{Event, Failure, PROTOCOL_VERSION, Request, ViewId};
+use vout::serving::Serving;
 use vout::wire::WireError;
-use vout::workspace::Workspace;
+use vout::workspace::{RunOptions, Workspace};
 
 use self::connection::Connection;
 use self::failure::user_failure;
@@ -42,8 +43,15 @@ pub(crate) struct ServerOptions {
     pub(crate) root_id: (u64, u64),
     /// Whether runs get views: there is a `/dev/fuse`, and we may use it.
     pub(crate) fuse: bool,
-    /// Whether sessions ask for passthrough.
-    pub(crate) passthrough: bool,
+    /// Whether we may hand files to the kernel.
+    pub(crate) may_pass_through: bool,
+}
+
+impl ServerOptions {
+    /// Returns how a session is really served that is to be served like `wanted`.
+    fn granted(&self, wanted: Serving) -> Serving {
+        Serving { passthrough: wanted.passthrough && self.may_pass_through, ..wanted }
+    }
 }
 
 /// The server of one workspace.
@@ -151,7 +159,10 @@ impl Server {
             return connection.send(&Event::Failed(failed));
         }
         let answer = match request {
-            Request::Begin { spec, cache } => return self.run_task(connection, *spec, cache),
+            Request::Begin { spec, cache, serving } => {
+                let options = RunOptions { cache, serving: self.options.granted(serving) };
+                return self.run_task(connection, *spec, options);
+            }
             Request::Serve { view } => self.serve_view(view, fds),
             Request::Started { view } => self.seal_view(view),
             Request::Status => self.status(),
@@ -159,7 +170,7 @@ impl Server {
             Request::CacheList => self.cache_list(),
             Request::CacheShow { id } => self.cache_show(&id),
             Request::CacheClean { task } => self.cache_clean(task.as_deref()),
-            Request::Mount { at } => self.mount(at),
+            Request::Mount { at, serving } => self.mount(at, self.options.granted(serving)),
             Request::Unmount { discard } => self.unmount(connection, discard),
             Request::Shutdown => {
                 self.activity.hurry();

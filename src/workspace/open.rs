@@ -39,7 +39,7 @@ impl Workspace {
     /// [`WorkspaceError`] where store or index must not be used, or neither they nor the workspace can be
     /// written.
     pub fn open(options: OpenOptions) -> Result<Self, WorkspaceError> {
-        let OpenOptions { root, root_dir, store: store_path, limits, passthrough } = options;
+        let OpenOptions { root, root_dir, store: store_path, limits } = options;
         let hidden = store_path.strip_prefix(&root).ok().and_then(|below| {
             use std::os::unix::ffi::OsStrExt;
             RelPathBuf::new(below.as_os_str().as_bytes()).ok().filter(|below| !below.is_root())
@@ -68,7 +68,6 @@ impl Workspace {
             hashes,
             materialiser,
             touched: Arc::default(),
-            passthrough,
             mounted: Mutex::default(),
             archives: Mutex::new(HashMap::new()),
             retired: Mutex::default(),

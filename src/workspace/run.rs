@@ -8,12 +8,13 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::lookup::{Asked, Lookup};
-use super::{Begun, Committed, InPlace, ProgressSink, Workspace, WorkspaceError, chain, lock};
+use super::{Begun, Committed, InPlace, ProgressSink, RunOptions, Workspace, WorkspaceError, chain, lock};
 use crate::fs::{Filesystem, FsError};
 use crate::index::TaskId;
 use crate::path::RelPathBuf;
 use crate::proto::CacheMode;
 use crate::report::{Chunk, HitReport, Left, MissReason, RecordedPath, Seen};
+use crate::serving::Serving;
 use crate::task::TaskSpec;
 use crate::touched::TouchedSince;
 use crate::view::{Change, View, ViewOptions};
@@ -73,20 +74,20 @@ impl Workspace {
     pub(super) fn begin_run(
         &self,
         spec: TaskSpec,
-        cache: CacheMode,
+        options: RunOptions,
         progress: ProgressSink<'_>,
     ) -> Result<Begun, WorkspaceError> {
         if self.has_unfinished() {
             drop(self.committing()?);
         }
         self.settle_layers(progress)?;
-        let stores = spec.cache && cache != CacheMode::Off;
+        let stores = spec.cache && options.cache != CacheMode::Off;
         let owner = crate::fingerprint::task_id(&spec);
         if stores {
             self.wait_for_turn(owner);
         }
         self.lookups.fetch_add(1, Ordering::Relaxed);
-        let begun = self.begin_in_turn(spec, stores, cache, progress);
+        let begun = self.begin_in_turn(spec, stores, options, progress);
         self.lookups.fetch_sub(1, Ordering::Relaxed);
         if stores && !matches!(begun, Ok(Begun::Miss { .. })) {
             self.end_turn(owner);
@@ -98,14 +99,14 @@ impl Workspace {
         &self,
         spec: TaskSpec,
         stores: bool,
-        cache: CacheMode,
+        options: RunOptions,
         progress: ProgressSink<'_>,
     ) -> Result<Begun, WorkspaceError> {
         let started = Instant::now();
         let since_start = || started.elapsed().as_micros();
         let asked = self.ask(spec)?;
         tracing::debug!(us = since_start(), task = asked.spec.name, "asked");
-        let reason = match (stores, cache) {
+        let reason = match (stores, options.cache) {
             (false, _) | (true, CacheMode::Off) => MissReason::NotCached,
             (true, CacheMode::Refresh) => {
                 let forced = Lookup::Miss { reason: MissReason::Forced, closest: None, inputs: 0 };
@@ -122,7 +123,7 @@ impl Workspace {
             },
         };
         self.save_hashes();
-        let run = self.open_run(asked, stores)?;
+        let run = self.open_run(asked, stores, options.serving)?;
         Ok(Begun::Miss { run, reason })
     }
 
@@ -160,7 +161,7 @@ impl Workspace {
         lock(&self.commits).next
     }
 
-    fn open_run(&self, asked: Asked, stores: bool) -> Result<Run, WorkspaceError> {
+    fn open_run(&self, asked: Asked, stores: bool, serving: Serving) -> Result<Run, WorkspaceError> {
         let id = Uuid::new_v4();
         let staging = Arc::new(self.store.work().staging(id)?);
         let view = Arc::new(View::new(ViewOptions {
@@ -168,7 +169,7 @@ impl Workspace {
             store: Arc::clone(&self.store),
             staging,
             without: asked.spec.clean.then(|| asked.earlier()),
-            passthrough: self.passthrough,
+            passthrough: serving.passthrough,
         }));
         let started = self.commit_number();
         Ok(Run { id, asked, view, stores, started })

@@ -37,7 +37,6 @@ impl Site {
             root_dir: File::open(self.root()).unwrap().into(),
             store: self.store.clone(),
             limits: Limits::default(),
-            passthrough: false,
         })
     }
 
@@ -99,7 +98,8 @@ fn spec(name: &str) -> TaskSpec {
 }
 
 fn begin(workspace: &Workspace, name: &str) -> Result<Begun, WorkspaceError> {
-    workspace.begin(spec(name), CacheMode::ReadWrite, &|_| ())
+    let serving = Serving { passthrough: false, ..Serving::default() };
+    workspace.begin(spec(name), RunOptions { cache: CacheMode::ReadWrite, serving }, &|_| ())
 }
 
 #[track_caller]

@@ -162,6 +162,8 @@ fn words(line: &CommandLine) -> Vec<String> {
 mod tests {
     use clap::Parser;
 
+    use vout::serving::Serving;
+
     use super::*;
     use crate::args::{Cli, Command};
     use crate::workspace::resolve;
@@ -185,7 +187,13 @@ mod tests {
     fn place(root: &Path) -> Place {
         let store = root.join(".vout");
         let runtime = vout::runtime::RuntimePaths::new(root, root, &store).unwrap();
-        Place { root: root.to_owned(), store, limits: vout::limits::Limits::default(), runtime }
+        Place {
+            root: root.to_owned(),
+            store,
+            limits: vout::limits::Limits::default(),
+            serving: Serving::default(),
+            runtime,
+        }
     }
 
     fn workspace() -> Result<(tempfile::TempDir, std::path::PathBuf), std::io::Error> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use vout::explain;
 use vout::proto::{CacheMode, Event, Outcome, Request, VIEW_ENV, ViewId};
 use vout::report::{Chunk, FinishReport, HitReport, MissReason, NotStored};
+use vout::serving::Serving;
 use vout::task::TaskSpec;
 
 use super::interrupts::{Interrupted, Interrupts};
@@ -36,6 +37,8 @@ pub(crate) struct RunContext<'a> {
     pub(crate) interrupts: &'a Interrupts,
     /// How the cache is used.
     pub(crate) cache: CacheMode,
+    /// How views are served.
+    pub(crate) serving: Serving,
     /// How much is said.
     pub(crate) verbosity: Verbosity,
     /// Whether no two tasks can run at once, so that each has the terminal to itself.
@@ -128,7 +131,11 @@ impl Task<'_> {
     }
 
     fn begin(&self, connection: &Connection, spec: &TaskSpec, cache: CacheMode) -> Result<Begun, Stop> {
-        connection.send(&Request::Begin { spec: Box::new(spec.clone()), cache })?;
+        connection.send(&Request::Begin {
+            spec: Box::new(spec.clone()),
+            cache,
+            serving: self.context.serving,
+        })?;
         let mut display = ProgressDisplay::bar_only();
         let event = connection.receive_past_progress(|progress| {
             if self.shows_progress() {

@@ -8,6 +8,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use rustix::io::Errno;
 use vout::mountinfo::{FS_TYPE, mounts};
 use vout::proto::{Event, Failure, FailureKind};
+use vout::serving::Serving;
 use vout::workspace::{LiveTree, Materialised};
 
 use super::Server;
@@ -19,7 +20,7 @@ use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, MountPlace, clear_dead
 use crate::session::SessionEnd;
 
 impl Server {
-    pub(super) fn mount(self: &Arc<Self>, at: Option<PathBuf>) -> Result<Event, Failure> {
+    pub(super) fn mount(self: &Arc<Self>, at: Option<PathBuf>, serving: Serving) -> Result<Event, Failure> {
         let at = at.unwrap_or_else(|| self.options.root.clone());
         let _mounting = self.mounting();
         if let Some(live) = self.live().as_ref() {
@@ -36,7 +37,7 @@ impl Server {
         let covers_base = at == self.options.root;
         let served = self.workspace.mount_live(Arc::<KernelInvalidator>::clone(&invalidator), covers_base);
         let LiveTree { filesystem, announcer } = served.map_err(|error| internal(&error))?;
-        let adapter = Adapter::new(filesystem, AdapterOptions::live(self.options.passthrough), None)
+        let adapter = Adapter::new(filesystem, AdapterOptions::live(serving.passthrough), None)
             .with_announcer(announcer);
         let (server, in_use) = (Arc::downgrade(self), self.activity.enter());
         let own = Arc::clone(&invalidator);

@@ -4,10 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vout::fs::Filesystem;
-use vout::proto::{CacheMode, Event, Failure, FailureKind, Outcome, Request, ViewId};
+use vout::proto::{Event, Failure, FailureKind, Outcome, Request, ViewId};
+use vout::serving::Serving;
 use vout::task::TaskSpec;
 use vout::wire::WireError;
-use vout::workspace::{Begun, Run};
+use vout::workspace::{Begun, Run, RunOptions};
 
 use super::Server;
 use super::connection::Connection;
@@ -24,6 +25,7 @@ const RECORDED_PATHS_MAX: usize = 10_000;
 pub(crate) struct View {
     task: String,
     filesystem: Arc<dyn Filesystem>,
+    serving: Serving,
     terminal: Arc<Terminal>,
     /// Held while the session starts, so that a run abandoned meanwhile is not served.
     session: Mutex<ViewSession>,
@@ -69,11 +71,11 @@ impl Server {
         self: &Arc<Self>,
         connection: &Connection,
         spec: TaskSpec,
-        cache: CacheMode,
+        options: RunOptions,
     ) -> Result<(), WireError> {
         let _in_use = self.activity.enter();
         let task = spec.name.clone();
-        let begun = self.workspace.begin(spec, cache, &|progress| connection.progress(progress));
+        let begun = self.workspace.begin(spec, options, &|progress| connection.progress(progress));
         let (run, reason) = match begun {
             Ok(Begun::Hit { report, terminal }) => {
                 self.flush_invalidations();
@@ -82,7 +84,7 @@ impl Server {
             Ok(Begun::Miss { run, reason }) => (run, reason),
             Err(error) => return connection.send(&Event::Failed(internal(&error))),
         };
-        let open = match self.register(task, run, connection) {
+        let open = match self.register(task, run, options.serving, connection) {
             Ok(open) => open,
             Err(failed) => return connection.send(&Event::Failed(failed)),
         };
@@ -97,7 +99,13 @@ impl Server {
     }
 
     /// Makes a run known to its runner.
-    fn register(&self, task: String, run: Run, connection: &Connection) -> Result<OpenRun<'_>, Failure> {
+    fn register(
+        &self,
+        task: String,
+        run: Run,
+        serving: Serving,
+        connection: &Connection,
+    ) -> Result<OpenRun<'_>, Failure> {
         let terminal = match Terminal::start(connection.output()) {
             Ok(terminal) => terminal,
             Err(error) => {
@@ -106,7 +114,7 @@ impl Server {
             }
         };
         let session = Mutex::new(ViewSession::Awaited);
-        let view = Arc::new(View { task, filesystem: run.filesystem(), terminal, session });
+        let view = Arc::new(View { task, filesystem: run.filesystem(), serving, terminal, session });
         let id = self.options.fuse.then(|| ViewId(uuid::Uuid::new_v4()));
         if let Some(id) = id {
             self.views().insert(id, Arc::clone(&view));
@@ -126,7 +134,7 @@ impl Server {
             ViewSession::Serving(_) => return Err(user_failure("the view is served already".into(), &[])),
             ViewSession::Closed => return Err(user_failure("the run is over".into(), &[])),
         }
-        let options = AdapterOptions::view(self.options.passthrough);
+        let options = AdapterOptions::view(view.serving.passthrough);
         let terminal = Some(Arc::clone(&view.terminal));
         let adapter = Adapter::new(Arc::clone(&view.filesystem), options, terminal);
         let in_use = self.activity.enter();
