@@ -1,0 +1,82 @@
+"""The programs that vout is compared with, each from its package, installed once below target/bench/peers."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+DEBIAN = ["fuse-overlayfs", "bindfs"]
+NPM = {"turbo": "turbo", "nx": "nx", "moon": "@moonrepo/cli", "vp": "vite-plus"}
+
+
+class Peers:
+    """Finds programs by their short name."""
+
+    def __init__(self, place: pathlib.Path, install: bool):
+        self.place = place
+        self.found: dict[str, pathlib.Path] = {}
+        self.modules = place / "npm" / "node_modules"
+        place.mkdir(parents=True, exist_ok=True)
+        for wanted in (self._debian, self._npm, self._pypi):
+            try:
+                wanted(install)
+            except (subprocess.CalledProcessError, OSError) as problem:
+                print(f"bench: some peers cannot be installed and are left out: {problem}", file=sys.stderr)
+
+    def get(self, name: str) -> pathlib.Path | None:
+        """Returns the program, or None where it could not be installed."""
+        return self.found.get(name)
+
+    def versions(self) -> dict[str, str]:
+        """Returns what each peer says about its version."""
+        said = {}
+        for name, program in sorted(self.found.items()):
+            done = subprocess.run(
+                [program, "--version"], cwd=self.place, capture_output=True, text=True, check=False
+            )
+            lines = (done.stdout or done.stderr).strip().splitlines()
+            said[name] = lines[-1].strip() if lines else "unknown"
+        return said
+
+    def _debian(self, install: bool) -> None:
+        missing = [name for name in DEBIAN if shutil.which(name) is None]
+        if missing and install:
+            self._apt_get(*missing)
+        self._note({name: shutil.which(name) for name in DEBIAN})
+
+    def _apt_get(self, *packages: str) -> None:
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-qq"], check=True, stdout=subprocess.DEVNULL)
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+        subprocess.run(command, check=True, env=quiet, stdout=subprocess.DEVNULL)
+
+    def _npm(self, install: bool) -> None:
+        home = self.place / "npm"
+        home.mkdir(exist_ok=True)
+        if install and not (home / "node_modules" / ".complete").exists():
+            (home / "package.json").write_text('{"private": true}\n')
+            command = ["npm", "install", "--silent", "--no-audit", "--no-fund", *NPM.values()]
+            subprocess.run(command, cwd=home, check=True)
+            (home / "node_modules" / ".complete").touch()
+        programs = {name: self.modules / ".bin" / name for name in NPM}
+        # The native program of Turborepo, as the script that finds it costs a start of node.
+        native = [path for path in self.modules.glob("**/bin/turbo") if path.stat().st_size > 1 << 20]
+        if native:
+            programs["turbo"] = native[0]
+        self._note(programs)
+
+    def _pypi(self, install: bool) -> None:
+        home = self.place / "pypi"
+        program = home / "bin" / "ratarmount"
+        if install and not program.exists():
+            if subprocess.run(["python3", "-c", "import ensurepip"], capture_output=True, check=False).returncode:
+                self._apt_get("python3-venv")
+            subprocess.run(["python3", "-m", "venv", home], check=True)
+            subprocess.run([home / "bin" / "pip", "install", "--quiet", "ratarmount"], check=True)
+        self._note({"ratarmount": program})
+
+    def _note(self, programs: dict) -> None:
+        for name, program in programs.items():
+            if program is not None and pathlib.Path(program).exists():
+                self.found[name] = pathlib.Path(program)

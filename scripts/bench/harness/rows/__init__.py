@@ -1,0 +1,3 @@
+"""All rows, in the order in which they run."""
+
+from harness.rows import builds, views, hits, misses, layers, curves  # noqa: F401  (registers them)

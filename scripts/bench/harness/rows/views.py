@@ -1,0 +1,203 @@
+"""Single kinds of file system work in a view, timed from inside of it."""
+
+import os
+import shutil
+import subprocess
+
+from harness.files import fill, listing
+from harness.measure import Failed, timed
+from harness.row import Bar, Row, Variant
+
+
+class InView(Row):
+    """Commands whose own time counts: making the view and committing its writes are other rows."""
+
+    def bare(self, name, *options):
+        """Makes the directory that the other variants work in, and a project of each transport."""
+        self.bare_path = self.lab.place / name
+        self.bare_path.mkdir(parents=True)
+        self.project = {
+            transport: self.lab.project(f"{name}-{transport}", "", transport)
+            for transport in self.per_transport()
+        }
+
+    def place(self, variant):
+        """Returns where a variant works."""
+        if variant.name.startswith("view"):
+            return self.project[variant.transport].path
+        return self.bare_path
+
+    def inside(self, variant, command):
+        """Runs a command where the variant says, and returns what it took by its own clock."""
+        clock = self.lab.scratch / "clock"
+        command = [self.lab.programs["timed"], clock, *command]
+        if variant.name.startswith("view"):
+            how = ["--no-cache", *(["--no-passthrough"] if "no passthrough" in variant.name else [])]
+            sample = self.project[variant.transport].run(*how, "--", *command)
+        else:
+            sample = timed(command, self.place(variant), self.lab.env, self.lab.log)
+        return {"seconds": int(clock.read_text().split()[0]) / 1e9, "whole": sample["seconds"], "cpu": sample["cpu"]}
+
+    def printed(self):
+        """Returns the numbers that the last command printed, in seconds."""
+        lines = self.lab.log.read_text().splitlines()
+        return [int(line) / 1e9 for line in lines if line.isdigit()]
+
+
+class NodeReads(InView):
+    name = "node-reads"
+    title = "node stats and reads 50 k files"
+    bars = (Bar("view", 1.5, "bare"),)
+    rounds = 5
+    seconds = 75
+
+    def variants(self, case):
+        return [Variant("bare"), *self.served("view")]
+
+    def setup(self, case):
+        self.bare("node")
+        count = 5_000 if self.lab.options.quick else 50_000
+        for variant in self.variants(case):
+            fill(self.place(variant) / "src", count, 1024)
+
+    def measure(self, case, variant):
+        return self.inside(variant, ["node", self.lab.programs["read-files"], "src"])
+
+
+class Opens(InView):
+    name = "opens"
+    title = "static binary, 200 k opens, in passes of 20 k"
+    bars = (Bar("view", 2.0, "bare"),)
+    rounds = 5
+    seconds = 45
+    units = {"first": ("ms", 1e3), "later": ("ms", 1e3)}
+
+    def variants(self, case):
+        return [Variant("bare"), *self.served("view")]
+
+    def setup(self, case):
+        self.bare("opens")
+        count = 2_000 if self.lab.options.quick else 20_000
+        for variant in self.variants(case):
+            place = self.place(variant)
+            fill(place / "src", count, 64)
+            (place / "list").write_text(listing(place / "src", place))
+
+    def measure(self, case, variant):
+        sample = self.inside(variant, [self.lab.programs["touch-files"], "open", 10, "list"])
+        passes = self.printed()
+        return {**sample, "first": passes[0], "later": sum(passes[1:]) / len(passes[1:])}
+
+
+class Trees(InView):
+    name = "trees"
+    title = "20 k small files"
+    bars = tuple(Bar("view", 0.5, "fuse-overlayfs", cases=(case,)) for case in ("cp -r", "tar -x", "rm -r"))
+    rounds = 3
+    seconds = 240
+    commands = {
+        "cp -r": ["cp", "-r", "src", "made"],
+        "tar -x": ["sh", "-c", "mkdir made && tar -xf src.tar -C made"],
+        "rm -r": ["rm", "-r", "src"],
+    }
+
+    def cases(self):
+        return list(self.commands)
+
+    def variants(self, case):
+        return [
+            Variant("bare"), Variant("overlayfs"), *self.served("view"), *self.per_peer("fuse-overlayfs", "bindfs")
+        ]
+
+    def setup(self, case):
+        self.bare("trees")
+        count = 2_000 if self.lab.options.quick else 20_000
+        self.master = self.lab.place / "master"
+        fill(self.master / "src", count, 1024)
+        subprocess.run(["tar", "-cf", self.master / "src.tar", "-C", self.master / "src", "."], check=True)
+
+    def before(self, case, variant):
+        place = self.place(variant)
+        for name in ("made", "src"):
+            subprocess.run(["rm", "-rf", place / name], check=True)
+        subprocess.run(["cp", "-r", self.master / "src", place / "src"], check=True)
+        shutil.copy(self.master / "src.tar", place / "src.tar")
+
+    def measure(self, case, variant):
+        mounts = {"overlayfs": self.overlay, "fuse-overlayfs": self.overlay, "bindfs": self.bindfs}
+        if variant.name not in mounts:
+            return self.inside(variant, self.commands[case])
+        point = self.lab.place / "point"
+        point.mkdir(exist_ok=True)
+        mounts[variant.name](variant.name, point)
+        try:
+            clock = self.lab.scratch / "clock"
+            command = [self.lab.programs["timed"], clock, *self.commands[case]]
+            sample = timed(command, point, self.lab.env, self.lab.log)
+            return {**sample, "seconds": int(clock.read_text().split()[0]) / 1e9}
+        finally:
+            subprocess.run(["umount", point], check=True)
+
+    def overlay(self, name, point):
+        """Mounts a writable layer over the directory, as a view is one."""
+        layers = self.lab.place / "layers"
+        shutil.rmtree(layers, ignore_errors=True)
+        upper, work = layers / "upper", layers / "work"
+        upper.mkdir(parents=True)
+        work.mkdir()
+        options = f"lowerdir={self.bare_path},upperdir={upper},workdir={work}"
+        if name == "overlayfs":
+            command = ["mount", "-t", "overlay", "overlay", "-o", options, point]
+        else:
+            command = [self.lab.peers.get(name), "-o", options, point]
+        subprocess.run(command, check=True)
+
+    def bindfs(self, name, point):
+        """Mirrors the directory."""
+        subprocess.run([self.lab.peers.get(name), self.bare_path, point], check=True)
+
+
+class Io(InView):
+    name = "io"
+    title = "data of one file"
+    operations = {
+        "read": "sequential read",
+        "random": "random read",
+        "map": "mmap",
+        "write": "sequential write",
+        "tiny": "sequential write, 4 KiB at a time",
+    }
+    bars = (
+        *(Bar("view", 1 / 0.97, "bare", cases=(case,)) for case in ("read", "random", "map")),
+        Bar("view", 1 / 0.9, "bare", cases=("write",)),
+        *(Bar("view, no passthrough", 1 / 0.6, "bare", cases=(case,)) for case in ("read", "random", "map")),
+    )
+    rounds = 7
+    seconds = 60
+
+    def cases(self):
+        return list(self.operations)
+
+    def variants(self, case):
+        return [Variant("bare"), *self.served("view"), *self.served("view, no passthrough")]
+
+    def setup(self, case):
+        self.bare("io")
+        self.mib = 64 if self.lab.options.quick else {"write": 1024, "tiny": 128}.get(case, 512)
+        if case not in ("write", "tiny"):
+            for variant in self.variants(case):
+                with open(self.place(variant) / "file", "wb") as file:
+                    for _ in range(self.mib):
+                        file.write(os.urandom(1 << 20))
+
+    def before(self, case, variant):
+        if case in ("write", "tiny"):
+            (self.place(variant) / "file").unlink(missing_ok=True)
+            os.sync()
+
+    def measure(self, case, variant):
+        sample = self.inside(variant, [self.lab.programs["io"], case, "file", self.mib])
+        printed = self.printed()
+        if not printed:
+            raise Failed("the program printed nothing")
+        return {**sample, "seconds": printed[0]}

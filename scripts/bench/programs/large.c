@@ -1,0 +1,7 @@
+/* A program of PADDING bytes: most of it is never touched, as in a large executable. */
+static const char padding[PADDING] = {1};
+
+int main(void) {
+    volatile const char *used = padding;
+    return used[PADDING / 2];
+}
