@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 pub use self::diff::{Change, Content, Meta, NewFile, NewObject};
 use self::node::Nodes;
@@ -24,6 +25,9 @@ use crate::path::RelPath;
 use crate::recording::Recording;
 use crate::store::Store;
 use crate::tree::{Found, Perspective, Stale, Tree};
+
+/// Longest name of a file, as everywhere in Linux.
+const NAME_BYTES_MAX: usize = 255;
 
 /// What a view is made of.
 #[derive(Debug)]
@@ -131,6 +135,10 @@ impl View {
     /// Resolves a name to its node, making one for an object of the lower side on first access.
     fn resolve(&self, state: &mut State, parent: NodeId, name: &OsStr) -> Result<NodeId, FsError> {
         let dir = state.nodes.dir(parent)?;
+        // Not even absent: no run can have made it, and a blob of that name could not be committed.
+        if name.len() > NAME_BYTES_MAX {
+            return Err(FsError::Os(Errno::NAMETOOLONG.into()));
+        }
         match dir.children.get(name) {
             Some(node::Child::Node(id)) => return Ok(*id),
             Some(node::Child::Whiteout) => return Err(FsError::NotFound),
