@@ -3,12 +3,17 @@
 use crate::operation::Forget;
 use crate::reply::Reply;
 use crate::request::Request;
-use crate::session::End;
+use crate::session::{End, Negotiated};
 
 /// A file system.
 ///
 /// Several threads call it at once. A panic answers the request with `EIO`, is logged, and ends nothing else.
 pub trait Handler: Send + Sync + 'static {
+    /// Learns what kernel and server agreed on, before the first request.
+    fn init(&self, negotiated: &Negotiated) {
+        tracing::trace!(?negotiated, "session begins");
+    }
+
     /// Answers `request` through `reply`: now, or later with [`Reply::defer`].
     ///
     /// It must not wait for an answer from any session of this process: that session's request may have to

@@ -1,6 +1,6 @@
 //! A request, as a handler sees it.
 
-use crate::abi::InHeader;
+use crate::abi::{InHeader, Opcode};
 use crate::device::Device;
 use crate::operation::Operation;
 
@@ -58,6 +58,18 @@ impl<'a> Request<'a> {
     #[must_use]
     pub const fn supplementary_group(&self) -> Option<u32> {
         self.group
+    }
+
+    /// Returns the number of what it asks for, as the protocol counts: good for counting and for logs.
+    #[must_use]
+    pub const fn opcode(&self) -> u32 {
+        self.header.opcode
+    }
+
+    /// Returns what that is called; `?` where this crate does not know.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        Opcode::new(self.header.opcode).map_or("?", Opcode::name)
     }
 
     /// Returns what it asks for.

@@ -85,11 +85,12 @@ impl Session {
     /// from then on threads of the session serve it until it is unmounted or aborted.
     ///
     /// # Errors
-    /// [`StartError`]. The handler is not called then.
+    /// [`StartError`]. The handler is not asked for anything then.
     pub fn start(fd: OwnedFd, config: Config, handler: Arc<dyn Handler>) -> Result<Self, StartError> {
         let device = Device::new(fd)?;
         let connection = control::connection_of(&device);
         let negotiated = handshake(&device, &config)?;
+        guarded(|| handler.init(&negotiated));
         let closed = Arc::new(AtomicBool::new(false));
         let notifier = Notifier::new(device.downgrade());
         let granted = negotiated.flags;

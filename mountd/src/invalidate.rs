@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
-use fuser::{INodeNo, Notifier};
+use fuse_uring::Notifier;
 use vout::fs::{Invalidator, NodeId};
 use vout::watch::News;
 
@@ -130,10 +130,8 @@ fn run(notices: &Receiver<Notice>) {
             }
             // Without a session the kernel has cached nothing.
             (Notice::Entry { .. } | Notice::Node(_), None) | (Notice::News(_), _) => Ok(()),
-            (Notice::Entry { parent, name }, Some((notifier, _))) => {
-                notifier.inval_entry(INodeNo(parent.0), &name)
-            }
-            (Notice::Node(node), Some((notifier, _))) => notifier.inval_inode(INodeNo(node.0), 0, 0),
+            (Notice::Entry { parent, name }, Some((notifier, _))) => notifier.inval_entry(parent.0, &name),
+            (Notice::Node(node), Some((notifier, _))) => notifier.inval_inode(node.0, 0, 0),
         };
         if let Err(error) = told {
             tracing::debug!(%error, "kernel refused an invalidation");

@@ -18,6 +18,13 @@ macro_rules! opcodes {
                 }
             }
 
+            /// Returns what it is called.
+            pub(crate) const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+
             #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$name,)*];
         }

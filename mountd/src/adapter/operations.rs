@@ -1,505 +1,315 @@
-//! The kernel's requests, one method each: convert, make one call, convert the answer.
+//! The kernel's requests: convert, make one call, convert the answer.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
-use std::io;
-use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Mutex;
 
-use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+use fuse_uring::{
+    Errno, FopenFlags, Forget, Handler, Negotiated, OpenOut, Operation, Read, Reply, Request, Setattr,
+    WriteFlags,
 };
-use vout::fs::{Attr, AttrChanges, FileKind, FsError, NewNode};
+use vout::fs::{Attr, FileKind, FsError, NewNode};
 
 use super::convert::{
-    MODE_BITS, file_attr, file_type, kind_of_mode, no_entry, node_of, rename_flags, set_time,
+    MODE_BITS, attr_changes, attr_out, entry_kind, entry_out, kind_of_mode, no_entry, node_of, rename_flags,
+    statfs_out, xattr_mode,
 };
-use super::{Adapter, DirSlot, caller_of};
-use crate::errno::errno_of;
+use super::files::{DirSlot, NewFile};
+use super::{Adapter, caller_of, number_of};
+use crate::session::SessionEnd;
 use crate::terminal;
-
-/// Node numbers are never used again for something else while a session lasts.
-const GENERATION: Generation = Generation(0);
 
 /// What a listing shows for an object without a number: zero would hide the name.
 const UNKNOWN_INO: u64 = 0xffff_ffff;
 
-thread_local! {
-    /// Content on its way to the kernel.
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+impl Handler for Adapter {
+    fn init(&self, negotiated: &Negotiated) {
+        self.state.grant(negotiated.flags);
+    }
+
+    fn handle(&self, request: &Request<'_>, reply: Reply<'_>) {
+        let (req, ino, pid) = (request.unique(), request.node(), request.pid());
+        let op = request.name();
+        let span = tracing::debug_span!("request", req, op, ino, pid);
+        let _entered = span.enter();
+        self.serve(request, reply);
+    }
+
+    fn forget(&self, forgets: &[Forget]) {
+        for forget in forgets {
+            self.forgotten(node_of(forget.node), forget.lookups);
+        }
+    }
+
+    fn destroy(&self, end: &SessionEnd) {
+        self.ended(end);
+    }
 }
 
 impl Adapter {
-    fn reply_entry(&self, reply: ReplyEntry, answer: Result<Attr, Errno>) {
-        match answer {
-            Ok(attr) => reply.entry_with_ttls(
-                &self.options.attr_ttl,
-                &self.options.entry_ttl,
-                &file_attr(&attr),
-                GENERATION,
-            ),
-            Err(errno) => reply.error(errno),
+    fn serve(&self, request: &Request<'_>, reply: Reply<'_>) {
+        let (core, node) = (self.core(request), node_of(request.node()));
+        match *request.operation() {
+            Operation::Lookup { name } => self.lookup(request, name, reply),
+            Operation::Getattr { .. } => self.reply_attr(reply, self.attr(request)),
+            Operation::Setattr(ref set) => self.reply_attr(reply, self.set_attr(request, set)),
+            Operation::Readlink => match core.read_link(node) {
+                Ok(target) => reply.bytes(target.as_bytes()),
+                Err(error) => reply.error(number_of(&error)),
+            },
+            Operation::Symlink { .. }
+            | Operation::Mknod { .. }
+            | Operation::Mkdir { .. }
+            | Operation::Link { .. } => self.reply_entry(reply, self.hand_out(|| self.make(request))),
+            Operation::Unlink { name } => reply_empty(reply, core.unlink(node, name)),
+            Operation::Rmdir { name } => reply_empty(reply, core.remove_dir(node, name)),
+            Operation::Rename { name, new_parent, new_name, flags } => {
+                let (from, to) = ((node, name), (node_of(new_parent), new_name));
+                reply_empty(reply, rename_flags(flags).and_then(|flags| core.rename(from, to, flags)));
+            }
+            Operation::Open { .. } | Operation::Create { .. } | Operation::Tmpfile { .. } => {
+                self.open(request, reply);
+            }
+            Operation::Read(read) => self.read(&read, reply),
+            Operation::Write { handle, offset, data, write_flags, .. } => {
+                self.write_to((handle, offset), data, write_flags, reply);
+            }
+            Operation::Release(release) => {
+                self.released(release.handle);
+                reply.empty();
+            }
+            Operation::Fsync { handle, data_only } => reply_empty(reply, self.sync_file(handle, data_only)),
+            Operation::Opendir { .. } => reply.open(&self.open_dir(request)),
+            Operation::Readdir(read) => self.read_dir(request, &read, reply),
+            Operation::Releasedir(release) => {
+                self.dirs.remove(release.handle);
+                reply.empty();
+            }
+            Operation::Fsyncdir { .. } => reply_empty(reply, core.sync_dir(node)),
+            Operation::Syncfs => reply_empty(reply, core.sync_all()),
+            Operation::Statfs => match core.stats() {
+                Ok(stats) => reply.statfs(&statfs_out(&stats)),
+                Err(error) => reply.error(number_of(&error)),
+            },
+            Operation::Fallocate { .. } | Operation::Lseek { .. } | Operation::CopyFileRange { .. } => {
+                self.shape(request, reply);
+            }
+            Operation::Setxattr { .. }
+            | Operation::Getxattr { .. }
+            | Operation::Listxattr { .. }
+            | Operation::Removexattr { .. } => self.xattr(request, reply),
+            // The rest is left to the kernel: it takes ENOSYS as an answer for good, and asks no more.
+            _ => reply.error(Errno::NOSYS),
+        }
+    }
+
+    fn lookup(&self, request: &Request<'_>, name: &OsStr, reply: Reply<'_>) {
+        let parent = node_of(request.node());
+        let answer = self.hand_out(|| match self.terminal_stream(parent, name) {
+            Some(stream) => Ok(terminal::attr_of(stream)),
+            None => self.core(request).lookup(parent, name),
+        });
+        match (answer, self.options.negative_ttl) {
+            (Err(FsError::NotFound), Some(ttl)) => reply.entry(&no_entry(ttl)),
+            (answer, _) => self.reply_entry(reply, answer),
+        }
+    }
+
+    fn attr(&self, request: &Request<'_>) -> Result<Attr, FsError> {
+        let node = node_of(request.node());
+        match terminal::stream_of(node) {
+            Some(stream) => Ok(terminal::attr_of(stream)),
+            None => self.core(request).attr(node),
+        }
+    }
+
+    fn set_attr(&self, request: &Request<'_>, set: &Setattr) -> Result<Attr, FsError> {
+        let node = node_of(request.node());
+        if let Some(stream) = terminal::stream_of(node) {
+            // Truncating a terminal means nothing, as on a tty.
+            return Ok(terminal::attr_of(stream));
+        }
+        let open = set.handle.map(|handle| self.core_file(handle)).transpose()?;
+        self.core(request).set_attr(node, open.as_deref(), attr_changes(set))
+    }
+
+    /// Makes what has a name and is not open.
+    fn make(&self, request: &Request<'_>) -> Result<Attr, FsError> {
+        let (core, caller, parent) = (self.core(request), caller_of(request), node_of(request.node()));
+        match *request.operation() {
+            Operation::Symlink { name, target } => core.make_symlink(caller, parent, name, target),
+            Operation::Mknod { name, mode, rdev, umask } => {
+                let new = NewNode { kind: kind_of_mode(mode)?, mode: mode & MODE_BITS & !umask, rdev };
+                core.make_node(caller, parent, name, new)
+            }
+            Operation::Mkdir { name, mode, umask } => {
+                core.make_dir(caller, parent, name, mode & MODE_BITS & !umask)
+            }
+            Operation::Link { node, name } => core.link(node_of(node), parent, name),
+            _ => Err(FsError::InvalidArgument),
+        }
+    }
+
+    /// Opens what is there, or is made.
+    fn open(&self, request: &Request<'_>, reply: Reply<'_>) {
+        let (parent, bits) = (node_of(request.node()), |mode, umask: u32| mode & MODE_BITS & !umask);
+        let new = match *request.operation() {
+            Operation::Create { name, mode, umask, flags, kill_suidgid } => NewFile {
+                parent,
+                name: Some(name),
+                mode: bits(mode, umask),
+                flags,
+                kill_set_id: kill_suidgid,
+            },
+            Operation::Tmpfile { mode, umask, flags } => {
+                NewFile { parent, name: None, mode: bits(mode, umask), flags, kill_set_id: false }
+            }
+            Operation::Open { flags, kill_suidgid } => {
+                return match self.open_node(request, flags, kill_suidgid) {
+                    Ok(opened) => reply.open(&opened),
+                    Err(error) => reply.error(number_of(&error)),
+                };
+            }
+            _ => return reply.error(Errno::INVAL),
+        };
+        match self.create_file(request, &new) {
+            Ok((attr, opened)) => {
+                let entry = entry_out(&attr, self.options.entry_ttl, self.options.attr_ttl);
+                reply.created(&entry, &opened);
+            }
+            Err(error) => reply.error(number_of(&error)),
+        }
+    }
+
+    fn read(&self, read: &Read, reply: Reply<'_>) {
+        match self.core_file(read.handle) {
+            Ok(file) => {
+                reply.fill(|buffer| file.read_at(buffer, read.offset).map_err(|error| number_of(&error)));
+            }
+            Err(error) => reply.error(number_of(&error)),
+        }
+    }
+
+    fn write_to(&self, (handle, offset): (u64, u64), data: &[u8], flags: WriteFlags, reply: Reply<'_>) {
+        if let Some((terminal, stream)) = self.open_terminal(handle) {
+            // Requests hold at most 16 MiB.
+            let (written, reply) = (u32::try_from(data.len()).unwrap_or(u32::MAX), reply.defer());
+            let done = move |shown: Result<(), FsError>| {
+                reply.answer(|reply| match shown {
+                    Ok(()) => reply.written(written),
+                    Err(error) => reply.error(number_of(&error)),
+                });
+            };
+            return terminal.write(stream, data, Box::new(done));
+        }
+        match self.write(handle, data, offset, flags.contains(WriteFlags::KILL_SUIDGID)) {
+            Ok(written) => reply.written(written),
+            Err(error) => reply.error(number_of(&error)),
         }
     }
 
     /// Listings may be cached where only this mount changes the tree; every change through it makes the
     /// kernel drop them.
-    fn dir_flags(&self) -> FopenFlags {
-        if self.options.cache_dirs {
-            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+    fn open_dir(&self, request: &Request<'_>) -> OpenOut {
+        let flags = if self.options.cache_dirs {
+            FopenFlags::CACHE_DIR | FopenFlags::KEEP_CACHE
         } else {
             FopenFlags::empty()
-        }
-    }
-
-    fn reply_attr(&self, reply: ReplyAttr, answer: Result<Attr, Errno>) {
-        match answer {
-            Ok(attr) => reply.attr(&self.attr_ttl(attr.node), &file_attr(&attr)),
-            Err(errno) => reply.error(errno),
-        }
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, answer: Result<(), Errno>) {
-    match answer {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-// Parameters are the trait's.
-impl fuser::Filesystem for Adapter {
-    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.negotiate(config);
-        Ok(())
-    }
-
-    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if let Some(stream) = self.terminal_stream(node_of(parent), name) {
-            let attr = self.counted(terminal::attr_of(stream));
-            return reply.entry(&Duration::ZERO, &file_attr(&attr), GENERATION);
-        }
-        let answer = self.answer(request, "lookup", parent, || {
-            self.core(request).lookup(node_of(parent), name).map(|attr| self.counted(attr))
-        });
-        match (answer, self.options.negative_ttl) {
-            (Err(errno), Some(ttl)) if errno.code() == Errno::ENOENT.code() => {
-                reply.entry(&ttl, &no_entry(), GENERATION);
-            }
-            (answer, _) => self.reply_entry(reply, answer),
-        }
-    }
-
-    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
-        self.forgotten(node_of(ino), count);
-    }
-
-    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let answer = self.answer(request, "getattr", ino, || self.attr(node_of(ino)));
-        self.reply_attr(reply, answer);
-    }
-
-    fn setattr(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size_bytes: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        let (mode, atime, mtime) =
-            (mode.map(|mode| mode & MODE_BITS), atime.map(set_time), mtime.map(set_time));
-        let changes = AttrChanges { mode, uid, gid, size_bytes, atime, mtime, kill_set_id: false };
-        let answer =
-            self.answer(request, "setattr", ino, || self.set_attr(self.core(request), node_of(ino), changes));
-        self.reply_attr(reply, answer);
-    }
-
-    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.answer(request, "readlink", ino, || self.core.read_link(node_of(ino))) {
-            Ok(target) => reply.data(target.as_encoded_bytes()),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn mknod(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        let answer = self.answer(request, "mknod", parent, || {
-            let new = NewNode { kind: kind_of_mode(mode)?, mode: mode & MODE_BITS & !umask, rdev };
-            let attr = self.core(request).make_node(caller_of(request), node_of(parent), name, new)?;
-            Ok(self.counted(attr))
-        });
-        self.reply_entry(reply, answer);
-    }
-
-    fn mkdir(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        reply: ReplyEntry,
-    ) {
-        let answer = self.answer(request, "mkdir", parent, || {
-            let mode = mode & MODE_BITS & !umask;
-            let attr = self.core(request).make_dir(caller_of(request), node_of(parent), name, mode)?;
-            Ok(self.counted(attr))
-        });
-        self.reply_entry(reply, answer);
-    }
-
-    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let call = || self.core(request).unlink(node_of(parent), name);
-        reply_empty(reply, self.answer(request, "unlink", parent, call));
-    }
-
-    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let call = || self.core(request).remove_dir(node_of(parent), name);
-        reply_empty(reply, self.answer(request, "rmdir", parent, call));
-    }
-
-    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let answer = self.answer(request, "symlink", parent, || {
-            let target = target.as_os_str();
-            let attr = self.core(request).make_symlink(caller_of(request), node_of(parent), name, target)?;
-            Ok(self.counted(attr))
-        });
-        self.reply_entry(reply, answer);
-    }
-
-    fn rename(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        flags: fuser::RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let call = || {
-            let (from, to) = ((node_of(parent), name), (node_of(new_parent), new_name));
-            self.core.rename(from, to, rename_flags(flags)?)
         };
-        reply_empty(reply, self.answer(request, "rename", parent, call));
+        let slot = DirSlot { node: node_of(request.node()), names: Mutex::default() };
+        OpenOut { fh: self.dirs.add(slot), open_flags: flags.bits(), backing_id: 0 }
     }
 
-    fn link(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        reply: ReplyEntry,
-    ) {
-        let answer = self.answer(request, "link", ino, || {
-            let attr = self.core.link(node_of(ino), node_of(new_parent), new_name)?;
-            Ok(self.counted(attr))
-        });
-        self.reply_entry(reply, answer);
-    }
-
-    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let register = |fd: std::os::fd::BorrowedFd<'_>| reply.open_backing(fd);
-        match self.answer(request, "open", ino, || {
-            self.open_node(self.core(request), node_of(ino), flags.0, &register)
-        }) {
-            Ok(opened) => match &opened.backing {
-                Some(id) => reply.opened_passthrough(opened.handle, opened.flags, id),
-                None => reply.opened(opened.handle, opened.flags),
-            },
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn create(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        let register = |fd: std::os::fd::BorrowedFd<'_>| reply.open_backing(fd);
-        let answer = self.answer(request, "create", parent, || {
-            let (at, mode) = ((node_of(parent), name), mode & MODE_BITS & !umask);
-            self.create_file(caller_of(request), at, mode, flags, &register)
-        });
-        let (attr, opened) = match answer {
-            Ok(created) => created,
-            Err(errno) => return reply.error(errno),
-        };
-        let (ttl, attr) = (&self.options.entry_ttl, file_attr(&attr));
-        match &opened.backing {
-            Some(id) => reply.created_passthrough(ttl, &attr, GENERATION, opened.handle, opened.flags, id),
-            None => reply.created(ttl, &attr, GENERATION, opened.handle, opened.flags),
-        }
-    }
-
-    fn read(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        size_bytes: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            let size = size_bytes as usize;
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            let buffer = &mut buffer[..size];
-            let call = || self.core_file(handle)?.read_at(buffer, offset);
-            match self.answer(request, "read", ino, call) {
-                Ok(read) => reply.data(&buffer[..read]),
-                Err(errno) => reply.error(errno),
-            }
-        });
-    }
-
-    fn write(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        if let Some((terminal, stream)) = self.open_terminal(handle) {
-            // Requests hold at most 16 MiB.
-            let written = u32::try_from(data.len()).unwrap_or(u32::MAX);
-            let done = move |shown: Result<(), FsError>| match shown {
-                Ok(()) => reply.written(written),
-                Err(error) => reply.error(errno_of(&error)),
-            };
-            return terminal.write(stream, data, Box::new(done));
-        }
-        match self.answer(request, "write", ino, || self.write(handle, data, offset)) {
-            Ok(written) => reply.written(written),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn release(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        // Aborted sessions close their files, too.
-        self.released(handle);
-        reply.ok();
-    }
-
-    fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        let call = || self.sync_file(handle, data_only);
-        reply_empty(reply, self.answer(request, "fsync", ino, call));
-    }
-
-    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let slot = DirSlot { node: node_of(ino), names: std::sync::Mutex::default() };
-        match self.answer(request, "opendir", ino, || Ok(self.dirs.add(slot))) {
-            Ok(handle) => reply.opened(handle, self.dir_flags()),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn readdir(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
-        let names = match self.answer(request, "readdir", ino, || self.names(handle, offset)) {
+    fn read_dir(&self, request: &Request<'_>, read: &Read, reply: Reply<'_>) {
+        let names = match self.names(self.core(request), read.handle, read.offset) {
             Ok(names) => names,
-            Err(errno) => return reply.error(errno),
+            Err(error) => return reply.error(number_of(&error)),
         };
-        let dots = [".", ".."].map(|name| (ino.0, FileKind::Dir, OsStr::new(name)));
+        let dots = [".", ".."].map(|name| (request.node(), FileKind::Dir, OsStr::new(name)));
         let names = names.iter().map(|entry| (entry.ino, entry.kind, entry.name.as_os_str()));
         // A position names the entry before it; positions index the snapshot.
-        let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (position, (node, kind, name)) in (1..).zip(dots.into_iter().chain(names)).skip(skipped) {
-            let node = INodeNo(if node == 0 { UNKNOWN_INO } else { node });
-            if reply.add(node, position, file_type(kind), name) {
-                break;
+        let skipped = usize::try_from(read.offset).unwrap_or(usize::MAX);
+        reply.directory(|buffer| {
+            for (position, (ino, kind, name)) in (1..).zip(dots.into_iter().chain(names)).skip(skipped) {
+                let ino = if ino == 0 { UNKNOWN_INO } else { ino };
+                if buffer.add(ino, position, entry_kind(kind), name) {
+                    break;
+                }
             }
-        }
-        reply.ok();
+        });
     }
 
-    fn releasedir(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.dirs.remove(handle);
-        reply.ok();
-    }
-
-    fn fsyncdir(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        _data_only: bool,
-        reply: ReplyEmpty,
-    ) {
-        let call = || self.core.sync_dir(node_of(ino));
-        reply_empty(reply, self.answer(request, "fsyncdir", ino, call));
-    }
-
-    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.answer(request, "statfs", ino, || self.core.stats()) {
-            Ok(stats) => reply.statfs(
-                stats.blocks,
-                stats.blocks_free,
-                stats.blocks_available,
-                stats.files,
-                stats.files_free,
-                stats.block_size_bytes,
-                stats.name_bytes_max,
-                stats.block_size_bytes,
-            ),
-            Err(errno) => reply.error(errno),
+    /// Serves what is about the content of open files as a whole.
+    fn shape(&self, request: &Request<'_>, reply: Reply<'_>) {
+        match *request.operation() {
+            Operation::Fallocate { handle, offset, length, mode } => {
+                let file = self.core_file(handle);
+                reply_empty(reply, file.and_then(|file| file.allocate(mode, offset, length)));
+            }
+            Operation::Lseek { handle, offset, whence } => match self.seek(handle, offset, whence) {
+                Ok(found) => reply.lseek(found),
+                Err(error) => reply.error(number_of(&error)),
+            },
+            Operation::CopyFileRange { handle, offset, to_handle, to_offset, length, .. } => {
+                let files = self.core_file(handle).and_then(|from| Ok((from, self.core_file(to_handle)?)));
+                let copied = files.and_then(|(from, to)| {
+                    self.core(request).copy_range((&*from, offset), (&*to, to_offset), length)
+                });
+                match copied {
+                    Ok(copied) => reply.copied(copied),
+                    Err(error) => reply.error(number_of(&error)),
+                }
+            }
+            _ => reply.error(Errno::NOSYS),
         }
     }
 
-    fn fallocate(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        length_bytes: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        let call = || self.core_file(handle)?.allocate(mode.cast_unsigned(), offset, length_bytes);
-        reply_empty(reply, self.answer(request, "fallocate", ino, call));
-    }
-
-    fn lseek(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        handle: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        match self.answer(request, "lseek", ino, || self.seek(handle, offset, whence)) {
-            Ok(found) => reply.offset(found),
-            Err(errno) => reply.error(errno),
+    fn xattr(&self, request: &Request<'_>, reply: Reply<'_>) {
+        let (core, node) = (self.core(request), node_of(request.node()));
+        if !core.has_xattrs() {
+            return reply.error(Errno::NOSYS);
+        }
+        let bytes = match *request.operation() {
+            Operation::Getxattr { name, .. } => core.xattr(node, name),
+            Operation::Listxattr { .. } => core.xattr_names(node).map(|names| {
+                let terminated = |name: std::ffi::OsString| [name.as_bytes(), &[0]].concat();
+                names.into_iter().flat_map(terminated).collect()
+            }),
+            Operation::Setxattr { name, value, flags, .. } => {
+                let set = xattr_mode(flags).and_then(|mode| core.set_xattr(node, name, value, mode));
+                return reply_empty(reply, set);
+            }
+            Operation::Removexattr { name } => return reply_empty(reply, core.remove_xattr(node, name)),
+            _ => return reply.error(Errno::NOSYS),
+        };
+        match bytes {
+            Ok(bytes) => reply.bytes(&bytes),
+            Err(error) => reply.error(number_of(&error)),
         }
     }
 
-    // What follows is left to the kernel: it takes ENOSYS as an answer for good, and asks no more.
-
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn reply_entry(&self, reply: Reply<'_>, answer: Result<Attr, FsError>) {
+        match answer {
+            Ok(attr) => {
+                let attr_ttl = self.attr_ttl(attr.node);
+                let entry_ttl = if attr_ttl.is_zero() { attr_ttl } else { self.options.entry_ttl };
+                reply.entry(&entry_out(&attr, entry_ttl, attr_ttl));
+            }
+            Err(error) => reply.error(number_of(&error)),
+        }
     }
 
-    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn reply_attr(&self, reply: Reply<'_>, answer: Result<Attr, FsError>) {
+        match answer {
+            Ok(attr) => reply.attr(&attr_out(&attr, self.attr_ttl(attr.node))),
+            Err(error) => reply.error(number_of(&error)),
+        }
     }
+}
 
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn ioctl(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: IoctlFlags,
-        _: u32,
-        _: &[u8],
-        _: u32,
-        reply: ReplyIoctl,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn poll(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: PollNotifier,
-        _: PollEvents,
-        _: PollFlags,
-        reply: ReplyPoll,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn copy_file_range(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
-        _: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        reply.error(Errno::ENOSYS);
+fn reply_empty(reply: Reply<'_>, answer: Result<(), FsError>) {
+    match answer {
+        Ok(()) => reply.empty(),
+        Err(error) => reply.error(number_of(&error)),
     }
 }

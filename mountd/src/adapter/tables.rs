@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use fuser::{BackingId, FileHandle};
+use fuse_uring::BackingId;
 use vout::fs::{FsError, NodeId};
 
 /// How often the kernel holds each node.
@@ -15,26 +15,48 @@ use vout::fs::{FsError, NodeId};
 pub(crate) struct Lookups {
     /// Nodes with a count above zero; the root is not counted.
     counts: Mutex<HashMap<NodeId, u64>>,
+    /// Shared from before the core hands a node out until it is counted, exclusive while the core forgets
+    /// one: what another thread is about to answer must not be gone. Taken before `counts`.
+    handing_out: RwLock<()>,
 }
 
 impl Lookups {
-    /// Counts one reference more.
-    pub(crate) fn add(&self, node: NodeId) {
+    /// Counts the reference that the answer of `call` hands to the kernel.
+    pub(crate) fn hand_out<T>(
+        &self,
+        call: impl FnOnce() -> Result<T, FsError>,
+        node_of: impl FnOnce(&T) -> NodeId,
+    ) -> Result<T, FsError> {
+        let _handing_out = self.handing_out.read().unwrap_or_else(PoisonError::into_inner);
+        let handed_out = call()?;
+        let node = node_of(&handed_out);
         if node != NodeId::ROOT {
             *lock(&self.counts).entry(node).or_insert(0) += 1;
         }
+        Ok(handed_out)
     }
 
-    /// Takes `count` references away; returns whether those were the last.
-    pub(crate) fn take(&self, node: NodeId, count: u64) -> bool {
+    /// Takes `count` references away, and calls `forget` if those were the last.
+    pub(crate) fn take(&self, node: NodeId, count: u64, forget: impl FnOnce()) {
+        if !self.lower(node, count) {
+            return;
+        }
+        let _alone = self.handing_out.write().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.counts);
+        // It may have been handed out again, or a second thread may have forgotten it.
+        if counts.get(&node) == Some(&0) {
+            counts.remove(&node);
+            drop(counts);
+            forget();
+        }
+    }
+
+    /// Returns whether no reference is left.
+    fn lower(&self, node: NodeId, count: u64) -> bool {
         let mut counts = lock(&self.counts);
         let Some(held) = counts.get_mut(&node) else { return false };
         *held = held.saturating_sub(count);
-        let last = *held == 0;
-        if last {
-            counts.remove(&node);
-        }
-        last
+        *held == 0
     }
 }
 
@@ -52,22 +74,22 @@ impl<T> Default for Handles<T> {
 
 impl<T> Handles<T> {
     /// Keeps `handle` and returns its number.
-    pub(crate) fn add(&self, handle: T) -> FileHandle {
+    pub(crate) fn add(&self, handle: T) -> u64 {
         let mut open = lock(&self.open);
         let number = open.1;
         open.1 += 1;
         open.0.insert(number, Arc::new(handle));
-        FileHandle(number)
+        number
     }
 
     /// Returns the handle of a number.
-    pub(crate) fn get(&self, number: FileHandle) -> Result<Arc<T>, FsError> {
-        lock(&self.open).0.get(&number.0).cloned().ok_or(FsError::InvalidArgument)
+    pub(crate) fn get(&self, number: u64) -> Result<Arc<T>, FsError> {
+        lock(&self.open).0.get(&number).cloned().ok_or(FsError::InvalidArgument)
     }
 
     /// Forgets a handle and returns it, so that it is closed outside the lock.
-    pub(crate) fn remove(&self, number: FileHandle) -> Option<Arc<T>> {
-        lock(&self.open).0.remove(&number.0)
+    pub(crate) fn remove(&self, number: u64) -> Option<Arc<T>> {
+        lock(&self.open).0.remove(&number)
     }
 }
 
@@ -139,13 +161,50 @@ mod tests {
     #[test]
     fn a_node_is_forgotten_with_its_last_reference() {
         let lookups = Lookups::default();
-        lookups.add(NodeId(7));
-        lookups.add(NodeId(7));
-        assert!(!lookups.take(NodeId(7), 1));
-        assert!(lookups.take(NodeId(7), 1));
-        assert!(!lookups.take(NodeId(7), 1));
-        lookups.add(NodeId::ROOT);
-        assert!(!lookups.take(NodeId::ROOT, 1));
+        let forgotten = std::cell::Cell::new(0);
+        let take = |node, count| lookups.take(node, count, || forgotten.set(forgotten.get() + 1));
+        for _ in 0..2 {
+            assert!(lookups.hand_out(|| Ok(NodeId(7)), |node| *node).is_ok());
+        }
+        take(NodeId(7), 1);
+        assert_eq!(forgotten.get(), 0);
+        take(NodeId(7), 1);
+        assert_eq!(forgotten.get(), 1);
+        take(NodeId(7), 1);
+        assert!(lookups.hand_out(|| Ok(NodeId::ROOT), |node| *node).is_ok());
+        take(NodeId::ROOT, 1);
+        assert_eq!(forgotten.get(), 1);
+        assert!(lookups.hand_out(|| Err::<NodeId, _>(FsError::NotFound), |node| *node).is_err());
+        assert!(lock(&lookups.counts).is_empty());
+    }
+
+    /// Goal: no node is forgotten between the core's answer and its being counted.
+    /// Method: one thread hands a node out again and again, another takes each reference back; a node that
+    /// was forgotten is dead until it is handed out anew.
+    #[test]
+    fn a_node_that_is_handed_out_meanwhile_is_not_forgotten() {
+        let (lookups, alive) = (Lookups::default(), Mutex::new(false));
+        let (handed, taken) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for () in taken {
+                    lookups.take(NodeId(7), 1, || *lock(&alive) = false);
+                }
+            });
+            for _ in 0..20_000 {
+                let answer = lookups.hand_out(
+                    || {
+                        *lock(&alive) = true;
+                        Ok(NodeId(7))
+                    },
+                    |node| *node,
+                );
+                assert!(answer.is_ok() && *lock(&alive), "forgotten while the kernel holds it");
+                handed.send(()).unwrap();
+            }
+            drop(handed);
+        });
+        assert!(!*lock(&alive));
     }
 
     #[test]
