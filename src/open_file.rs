@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -26,6 +26,8 @@ const COPY_BUFFER_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct RealFile {
     file: Arc<File>,
+    /// Whether the kernel may use it directly.
+    backed: bool,
     /// Keeps a count of who has the node's present content open.
     _token: Arc<()>,
 }
@@ -34,22 +36,18 @@ impl RealFile {
     /// Takes an open file; `token` lives as long as it.
     #[must_use]
     pub fn new(file: impl Into<Arc<File>>, token: Arc<()>) -> Self {
-        Self { file: file.into(), _token: token }
+        Self { file: file.into(), backed: true, _token: token }
+    }
+
+    /// Takes an open file that the kernel must not use directly, because it has the same node open otherwise.
+    pub(crate) fn unbacked(file: Arc<File>, token: Arc<()>) -> Self {
+        Self { file, backed: false, _token: token }
     }
 }
 
 impl OpenFile for RealFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, FsError> {
-        let mut done = 0;
-        while done < buffer.len() {
-            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(done)
+        read_at(&self.file, buffer, offset)
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, FsError> {
@@ -66,7 +64,7 @@ impl OpenFile for RealFile {
     }
 
     fn backing(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
+        self.backed.then(|| self.file.as_fd())
     }
 
     fn sync(&self, data_only: bool) -> Result<(), FsError> {
@@ -80,12 +78,29 @@ impl OpenFile for RealFile {
     }
 
     fn seek(&self, offset: u64, to: SeekTo) -> Result<u64, FsError> {
-        let to = match to {
-            SeekTo::Data => SeekFrom::Data(offset),
-            SeekTo::Hole => SeekFrom::Hole(offset),
-        };
-        Ok(rustix::fs::seek(&self.file, to)?)
+        seek(&self.file, offset, to)
     }
+}
+
+fn seek(file: &File, offset: u64, to: SeekTo) -> Result<u64, FsError> {
+    let to = match to {
+        SeekTo::Data => SeekFrom::Data(offset),
+        SeekTo::Hole => SeekFrom::Hole(offset),
+    };
+    Ok(rustix::fs::seek(file, to)?)
+}
+
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize, FsError> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
 }
 
 /// A small virtual file, served from the frames of its archive.
@@ -94,12 +109,23 @@ pub struct FrameFile {
     archive: Arc<Archive>,
     record: Record,
     size_bytes: u64,
+    /// Set once the file is an ordinary one; it is read from there from then on.
+    real: Option<Arc<OnceLock<File>>>,
     _token: Arc<()>,
+}
+
+impl FrameFile {
+    fn real(&self) -> Option<&File> {
+        self.real.as_ref()?.get()
+    }
 }
 
 impl OpenFile for FrameFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, FsError> {
-        Ok(self.archive.read_at(&self.record, offset, buffer)?)
+        match self.real() {
+            Some(file) => read_at(file, buffer, offset),
+            None => Ok(self.archive.read_at(&self.record, offset, buffer)?),
+        }
     }
 
     fn write_at(&self, _data: &[u8], _offset: u64) -> Result<usize, FsError> {
@@ -127,12 +153,56 @@ impl OpenFile for FrameFile {
     }
 
     fn seek(&self, offset: u64, to: SeekTo) -> Result<u64, FsError> {
+        if let Some(file) = self.real() {
+            return seek(file, offset, to);
+        }
         match to {
             _ if offset >= self.size_bytes => Err(FsError::Os(Errno::NXIO.into())),
             SeekTo::Data => Ok(offset),
             SeekTo::Hole => Ok(self.size_bytes),
         }
     }
+}
+
+/// Where the content of a virtual file is read.
+#[derive(Debug)]
+pub(crate) enum VirtualContent {
+    /// In the frames of its archive: it is small, or cannot be hydrated.
+    Frames,
+    /// In the blob store.
+    Blob(File),
+}
+
+impl VirtualContent {
+    /// Decides where a virtual file is read, and decompresses it into the blob store if that is where.
+    pub(crate) fn of(store: &Store, archive: &Archive, record: &Record) -> Result<Self, FsError> {
+        let RecordKind::File { size_bytes, content, .. } = &record.kind else {
+            return Err(FsError::InvalidArgument);
+        };
+        if *size_bytes <= SERVED_FROM_FRAMES_BYTES_MAX {
+            return Ok(Self::Frames);
+        }
+        let digest =
+            content.ok_or_else(|| FsError::Corrupt(format!("{:?} has no content hash", record.path)))?;
+        match hydrate(store, archive, record, digest) {
+            Ok(blob) => Ok(Self::Blob(blob)),
+            // Slower, but a full disk is no reason not to read.
+            Err(FsError::Os(error)) if cannot_be_written(&error) => Ok(Self::Frames),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Opens a virtual file for reading from its archive; `real` is where it reads once that is set.
+pub(crate) fn open_frames(
+    archive: &Arc<Archive>,
+    record: &Record,
+    real: Option<Arc<OnceLock<File>>>,
+    token: Arc<()>,
+) -> Arc<dyn OpenFile> {
+    let (archive, record) = (Arc::clone(archive), record.clone());
+    let size_bytes = record.size_bytes();
+    Arc::new(FrameFile { archive, record, size_bytes, real, _token: token })
 }
 
 /// Opens a virtual file for reading: from the frames where it is small, else hydrated into the blob store.
@@ -145,23 +215,10 @@ pub fn open_virtual(
     record: &Record,
     token: Arc<()>,
 ) -> Result<Arc<dyn OpenFile>, FsError> {
-    let RecordKind::File { size_bytes, content, .. } = &record.kind else {
-        return Err(FsError::InvalidArgument);
-    };
-    let from_frames = |token| {
-        let (archive, record) = (Arc::clone(archive), record.clone());
-        Arc::new(FrameFile { archive, record, size_bytes: *size_bytes, _token: token })
-    };
-    if *size_bytes <= SERVED_FROM_FRAMES_BYTES_MAX {
-        return Ok(from_frames(token));
-    }
-    let digest = content.ok_or_else(|| FsError::Corrupt(format!("{:?} has no content hash", record.path)))?;
-    match hydrate(store, archive, record, digest) {
-        Ok(blob) => Ok(Arc::new(RealFile::new(blob, token))),
-        // Slower, but a full disk is no reason not to read.
-        Err(FsError::Os(error)) if cannot_be_written(&error) => Ok(from_frames(token)),
-        Err(error) => Err(error),
-    }
+    Ok(match VirtualContent::of(store, archive, record)? {
+        VirtualContent::Frames => open_frames(archive, record, None, token),
+        VirtualContent::Blob(blob) => Arc::new(RealFile::new(blob, token)),
+    })
 }
 
 /// Copies at most `length_bytes` from one open file to another, see [`crate::fs::Filesystem::copy_range`].

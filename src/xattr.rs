@@ -1,10 +1,13 @@
 //! User extended attributes of real files.
 
-use std::ffi::OsString;
-use std::os::fd::AsFd;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 
+use rustix::fs::XattrFlags;
 use rustix::io::Errno;
+
+use crate::fs::XattrMode;
 
 /// Namespace of the attributes that belong to users.
 const USER: &[u8] = b"user.";
@@ -19,8 +22,7 @@ pub fn user_xattrs(file: impl AsFd) -> rustix::io::Result<Vec<(OsString, Vec<u8>
         other => other?,
     };
     let mut xattrs = Vec::new();
-    for name in names.split(|&byte| byte == 0).filter(|name| name.starts_with(USER)) {
-        let name = OsString::from_vec(name.to_vec());
+    for name in user_names(&names) {
         match get(&file, &name) {
             Ok(value) => xattrs.push((name, value)),
             // Removed meanwhile.
@@ -32,12 +34,52 @@ pub fn user_xattrs(file: impl AsFd) -> rustix::io::Result<Vec<(OsString, Vec<u8>
     Ok(xattrs)
 }
 
-fn list(file: &impl AsFd) -> rustix::io::Result<Vec<u8>> {
-    grow(|buffer| rustix::fs::flistxattr(file, buffer))
+/// Returns the value of an attribute of an open file.
+pub(crate) fn get(file: impl AsFd, name: &OsStr) -> rustix::io::Result<Vec<u8>> {
+    grow(|buffer| rustix::fs::fgetxattr(&file, name, buffer))
 }
 
-fn get(file: &impl AsFd, name: &OsString) -> rustix::io::Result<Vec<u8>> {
-    grow(|buffer| rustix::fs::fgetxattr(file, name, buffer))
+/// Like [`get`], of an object that is open with `O_PATH`.
+pub(crate) fn get_at(object: impl AsFd, name: &OsStr) -> rustix::io::Result<Vec<u8>> {
+    grow(|buffer| rustix::fs::getxattr(path_of(&object), name, buffer))
+}
+
+/// Returns the names of the user attributes of an open file.
+pub(crate) fn names(file: impl AsFd) -> rustix::io::Result<Vec<OsString>> {
+    Ok(user_names(&list(&file)?))
+}
+
+/// Like [`names`], of an object that is open with `O_PATH`.
+pub(crate) fn names_at(object: impl AsFd) -> rustix::io::Result<Vec<OsString>> {
+    Ok(user_names(&grow(|buffer| rustix::fs::listxattr(path_of(&object), buffer))?))
+}
+
+/// Sets an attribute of an open object; `O_PATH` will do.
+pub(crate) fn set(object: impl AsFd, name: &OsStr, value: &[u8], mode: XattrMode) -> rustix::io::Result<()> {
+    let flags = match mode {
+        XattrMode::Set => XattrFlags::empty(),
+        XattrMode::Create => XattrFlags::CREATE,
+        XattrMode::Replace => XattrFlags::REPLACE,
+    };
+    rustix::fs::setxattr(path_of(&object), name, value, flags)
+}
+
+/// Removes an attribute of an open object; `O_PATH` will do.
+pub(crate) fn remove(object: impl AsFd, name: &OsStr) -> rustix::io::Result<()> {
+    rustix::fs::removexattr(path_of(&object), name)
+}
+
+fn path_of(object: &impl AsFd) -> String {
+    format!("/proc/self/fd/{}", object.as_fd().as_raw_fd())
+}
+
+fn user_names(names: &[u8]) -> Vec<OsString> {
+    let names = names.split(|&byte| byte == 0).filter(|name| name.starts_with(USER));
+    names.map(|name| OsString::from_vec(name.to_vec())).collect()
+}
+
+fn list(file: &impl AsFd) -> rustix::io::Result<Vec<u8>> {
+    grow(|buffer| rustix::fs::flistxattr(file, buffer))
 }
 
 /// Calls `read` with buffers of growing size until the answer fits.

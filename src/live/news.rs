@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::sync::Arc;
 
+use super::Live;
 use super::announcer::{Announcer, Expected};
-use super::{Live, Nodes};
+use super::nodes::Nodes;
 use crate::archive::RecordKind;
 use crate::content::ContentHashes;
 use crate::digest::Digest;
@@ -88,8 +89,8 @@ impl Change {
                 || self.before.changing.contains_key(path)
                 || self.before.changing.keys().any(|changing| changing.parent() == Some(path))
         };
-        let known = nodes.nodes.iter().filter(|(id, _)| watched.contains(&id.0));
-        let placed = known.filter_map(|(&id, node)| Some((id, node, nodes.path(id).ok()?)));
+        let known = nodes.iter().filter(|(id, node)| watched.contains(&node.ino) || watched.contains(&id.0));
+        let placed = known.filter_map(|(id, node)| Some((id, node, nodes.path(id).ok()?)));
         placed
             .filter(|(_, _, path)| concerns(path))
             .map(|(id, node, path)| Watched { id, path, kind: node.kind })
@@ -245,9 +246,9 @@ impl Change {
         // Deepest first, as a directory goes last.
         for (path, before) in heard.removed.iter().rev() {
             let Some((dir, name)) = nodes.place_of(path) else { continue };
-            let known = nodes.child(dir, &name);
-            let node = known.unwrap_or_else(|| nodes.numbers.fresh());
-            expected.push((dir, name, Expected::Removal(before.attr(node))));
+            let known = nodes.child(dir, name);
+            let node = known.unwrap_or_else(|| nodes.fresh());
+            expected.push((dir, name.to_owned(), Expected::Removal(before.attr(node))));
             let what = What::Removed { dir: before.kind() == FileKind::Dir };
             happenings.push(Happening { path: path.clone(), what });
         }
@@ -255,7 +256,7 @@ impl Change {
             for what in whats {
                 if let What::Created(_) = what {
                     let Some((dir, name)) = nodes.place_of(&path) else { continue };
-                    expected.push((dir, name, Expected::Creation));
+                    expected.push((dir, name.to_owned(), Expected::Creation));
                 }
                 happenings.push(Happening { path: path.clone(), what });
             }

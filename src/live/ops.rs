@@ -2,141 +2,35 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Live, Nodes};
-use crate::base::BaseStat;
-use crate::change::{SET_GROUP_ID, change_attributes, give_name_to};
+use super::Live;
+use super::nodes::{Key, Nodes};
+use crate::archive::RecordKind;
+use crate::change::kill_set_id;
 use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
     OpenFlags, RenameFlags, XattrMode,
 };
 use crate::node_numbers::UNKNOWN;
-use crate::open_file::open_virtual;
-use crate::path::{RelPath, RelPathBuf};
+use crate::path::RelPath;
 use crate::tree::{Found, Perspective};
+use crate::xattr;
 
 impl Live {
-    /// Returns what is at a node's path, having made sure it still is the node's object.
-    fn found(&self, nodes: &Nodes, id: NodeId) -> Result<(RelPathBuf, Found), FsError> {
-        let path = nodes.path(id)?;
-        let found = self.find(&path)?.ok_or(FsError::Stale)?;
-        let node = nodes.get(id)?;
-        if found.kind() != node.kind || found.object_id() != node.object {
-            return Err(FsError::Stale);
-        }
-        Ok((path, found))
-    }
-
-    /// Makes a node's object real, and its ancestors.
-    ///
-    /// Where handles of the virtual object are open its names lead to a new node from then on, since all
-    /// handles of one node must share their backing; the caller is told to look it up again.
-    fn make_real(&self, nodes: &mut Nodes, id: NodeId) -> Result<RelPathBuf, FsError> {
-        let (path, found) = self.found(nodes, id)?;
-        if let Found::Base(_) = found {
-            return Ok(path);
-        }
-        self.materialiser.object(&path)?;
-        let real = self.find(&path)?.ok_or(FsError::Stale)?;
-        split(nodes, id)?;
-        nodes.reidentify(id, real.object_id());
-        Ok(path)
-    }
-
-    /// After what was `found` under a name was made real: gives the name a new node where handles of the
-    /// virtual object are open.
-    fn split_made_real(
-        &self,
-        nodes: &mut Nodes,
-        (parent, name): (NodeId, &OsStr),
-        found: &Found,
-    ) -> Result<(), FsError> {
-        match nodes.get(parent)?.children.get(name) {
-            Some(&id) if matches!(found, Found::Virtual(..)) => split(nodes, id),
-            _ => Ok(()),
-        }
-    }
-
-    /// Prepares for something new under a name: real ancestors, nothing stale in the way.
-    fn make_room(&self, nodes: &Nodes, parent: NodeId, name: &OsStr) -> Result<RelPathBuf, FsError> {
-        let dir = nodes.path(parent)?;
-        let path = dir.join(name);
-        if self.tree().base().hides(&path) {
-            return Err(FsError::NotPermitted);
-        }
-        if self.find(&path)?.is_some() {
-            return Err(FsError::AlreadyExists);
-        }
-        self.materialiser.dir(&dir)?;
-        self.materialiser.clear_way(&path)?;
-        Ok(path)
-    }
-
-    /// Runs `make` on the real parent directory, gives the new object to the caller, and returns its
-    /// attributes.
-    fn make<T>(
-        &self,
-        nodes: &mut Nodes,
-        caller: Caller,
-        (parent, name): (NodeId, &OsStr),
-        mode: Option<u32>,
-        make: impl FnOnce(&std::os::fd::OwnedFd, &OsStr) -> rustix::io::Result<T>,
-    ) -> Result<(Attr, T), FsError> {
-        let path = self.make_room(nodes, parent, name)?;
-        let (dir, name) = self.tree().base().open_parent(&path)?;
-        let made = make(&dir, name)?;
-        let parent_stat = BaseStat::from(rustix::fs::fstat(&dir)?);
-        let gid = if parent_stat.mode & SET_GROUP_ID != 0 { parent_stat.gid } else { caller.gid };
-        give_name_to(&dir, name, caller.uid, gid)?;
-        if let Some(mode) = mode {
-            let inherited = match self.find(&path)? {
-                Some(Found::Base(stat)) if stat.kind == FileKind::Dir => parent_stat.mode & SET_GROUP_ID,
-                _ => 0,
-            };
-            let mode = Mode::from_bits_truncate(mode | inherited);
-            rustix::fs::chmodat(&dir, name, mode, AtFlags::empty())?;
-        }
-        self.touch(&path);
-        Ok((self.entry(nodes, parent, name, &path)?, made))
-    }
-
-    fn entry(
-        &self,
-        nodes: &mut Nodes,
-        parent: NodeId,
-        name: &OsStr,
-        path: &RelPath,
-    ) -> Result<Attr, FsError> {
-        let found = self.find(path)?.ok_or(FsError::NotFound)?;
-        let id = nodes.node_for(parent, name, &found);
-        Ok(found.attr(id))
-    }
-
     /// Removes a name, whatever of it is real and whatever virtual.
-    fn remove(&self, nodes: &mut Nodes, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
+    fn remove(&self, nodes: &mut Nodes, parent: NodeId, name: &OsStr, found: &Found) -> Result<(), FsError> {
         let path = nodes.child_path(parent, name)?;
         self.materialiser.dir(&nodes.path(parent)?)?;
         self.materialiser.clear_way(&path)?;
         self.touch(&path);
-        nodes.unname(parent, name);
+        // Whoever has it open must be able to tell attributes after the name is gone.
+        nodes.removed(parent, name, Some(found.attr(parent)));
         Ok(())
-    }
-
-    fn change(&self, path: &RelPath, changes: &AttrChanges) -> Result<(), FsError> {
-        let base = self.tree().base();
-        let object = base.open(path, OFlags::PATH | OFlags::NOFOLLOW, 0)?;
-        if BaseStat::from(rustix::fs::fstat(&object)?).kind != FileKind::Symlink {
-            return Ok(change_attributes(object, changes)?);
-        }
-        if changes.uid.is_some() || changes.gid.is_some() {
-            let (uid, gid) = (changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw));
-            rustix::fs::chownat(&object, "", uid, gid, AtFlags::EMPTY_PATH)?;
-        }
-        Ok(base.set_times(path, changes.atime, changes.mtime)?)
     }
 
     fn open_real(
@@ -146,34 +40,85 @@ impl Live {
         path: &RelPath,
         flags: OpenFlags,
     ) -> Result<Arc<dyn OpenFile>, FsError> {
-        let access = if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
-            OFlags::RDWR
-        } else {
-            OFlags::RDONLY
-        };
         let truncate = if flags.contains(OpenFlags::TRUNCATE) { OFlags::TRUNC } else { OFlags::empty() };
         let open = |access| {
             self.tree().base().open(path, access | truncate | OFlags::NOFOLLOW | OFlags::NONBLOCK, 0)
         };
-        let file = match open(access) {
+        let file = match open(OFlags::RDWR) {
             // A file that its owner may write but not read.
-            Err(Errno::ACCESS) if access == OFlags::RDWR => open(OFlags::WRONLY)?,
+            Err(Errno::ACCESS) => open(OFlags::WRONLY)?,
             other => other?,
         };
+        if flags.contains(OpenFlags::TRUNCATE | OpenFlags::KILL_SET_ID) {
+            kill_set_id(&file)?;
+        }
         nodes.opened(id, File::from(file))
     }
 
-    /// Makes a name free for a rename: what is there must be an empty directory or no directory.
-    fn replaceable(&self, to: &RelPath, source_kind: FileKind) -> Result<(), FsError> {
-        let Some(target) = self.find(to)? else { return Ok(()) };
-        match (source_kind == FileKind::Dir, target.kind() == FileKind::Dir) {
-            (true, false) => Err(FsError::NotADirectory),
-            (false, true) => Err(FsError::IsADirectory),
-            (true, true) if !self.tree().list(to, Perspective::ALL)?.is_empty() => {
+    /// Opens a file that is open and has no name, as through `/proc/self/fd`.
+    fn open_again(
+        &self,
+        nodes: &mut Nodes,
+        id: NodeId,
+        file: &File,
+        flags: OpenFlags,
+    ) -> Result<Arc<dyn OpenFile>, FsError> {
+        let mut access = match flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+            true => OFlags::RDWR,
+            false => OFlags::RDONLY,
+        };
+        access.set(OFlags::TRUNC, flags.contains(OpenFlags::TRUNCATE));
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let again = rustix::fs::open(path, access | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
+        if flags.contains(OpenFlags::TRUNCATE | OpenFlags::KILL_SET_ID) {
+            kill_set_id(&again)?;
+        }
+        nodes.opened(id, File::from(again))
+    }
+
+    /// Makes sure that a rename may put something of `kind` at `to`: what is there must be an empty directory
+    /// or no directory.
+    fn replaceable(&self, to: &RelPath, kind: FileKind, flags: RenameFlags) -> Result<(), FsError> {
+        let target = self.find(to)?.map(|target| target.kind());
+        match (target, kind) {
+            (None, _) if flags.contains(RenameFlags::EXCHANGE) => Err(FsError::NotFound),
+            (None, _) => Ok(()),
+            (Some(_), _) if flags.contains(RenameFlags::EXCHANGE) => Ok(()),
+            (Some(_), _) if flags.contains(RenameFlags::NO_REPLACE) => Err(FsError::AlreadyExists),
+            (Some(FileKind::Dir), FileKind::Dir) if !self.is_empty_dir(to)? => {
                 Err(FsError::DirectoryNotEmpty)
             }
-            _ => Ok(()),
+            (Some(FileKind::Dir), FileKind::Dir) => Ok(()),
+            (Some(FileKind::Dir), _) => Err(FsError::IsADirectory),
+            (Some(_), FileKind::Dir) => Err(FsError::NotADirectory),
+            (Some(_), _) => Ok(()),
         }
+    }
+
+    /// Gives the names of a rename their new nodes.
+    fn renamed(
+        &self,
+        nodes: &mut Nodes,
+        (from_dir, from_name): (NodeId, &OsStr),
+        (to_dir, to_name): (NodeId, &OsStr),
+        exchange: bool,
+        replaced: Option<&Found>,
+    ) -> Result<(), FsError> {
+        let moved = nodes.child(from_dir, from_name);
+        let target = nodes.child(to_dir, to_name);
+        nodes.unname(from_dir, from_name);
+        if exchange {
+            nodes.unname(to_dir, to_name);
+        } else {
+            nodes.removed(to_dir, to_name, replaced.map(|found| found.attr(to_dir)));
+        }
+        let target = target.filter(|_| exchange).map(|id| (id, from_dir, from_name));
+        for (id, dir, name) in moved.map(|id| (id, to_dir, to_name)).into_iter().chain(target) {
+            nodes.name(id, dir, name);
+            let found = self.find(&nodes.child_path(dir, name)?)?;
+            nodes.reidentify(id, found.as_ref().and_then(Key::of));
+        }
+        Ok(())
     }
 }
 
@@ -184,7 +129,7 @@ impl Filesystem for Live {
         match self.find(&path)? {
             Some(found) => {
                 let id = nodes.node_for(parent, name, &found);
-                Ok(found.attr(id))
+                Ok(Attr { ino: nodes.get(id)?.ino, ..found.attr(id) })
             }
             None => {
                 nodes.unname(parent, name);
@@ -198,36 +143,16 @@ impl Filesystem for Live {
     }
 
     fn attr(&self, node: NodeId) -> Result<Attr, FsError> {
-        let nodes = &*self.lock();
-        let known = nodes.get(node)?;
-        if known.names.is_empty()
-            && let Some(file) = known.open_file()
-        {
-            return Ok(BaseStat::from(rustix::fs::fstat(&*file)?).attr(node));
-        }
-        match self.found(nodes, node) {
-            Ok((_, found)) => Ok(found.attr(node)),
-            Err(error) => known.opened.filter(|_| known.is_open()).ok_or(error),
-        }
+        self.attr_of(&self.lock(), node)
     }
 
     fn set_attr(
         &self,
         node: NodeId,
-        _open: Option<&dyn OpenFile>,
+        open: Option<&dyn OpenFile>,
         changes: AttrChanges,
     ) -> Result<Attr, FsError> {
-        let nodes = &mut *self.lock();
-        if nodes.get(node)?.names.is_empty()
-            && let Some(file) = nodes.get(node)?.open_file()
-        {
-            change_attributes(&*file, &changes)?;
-            return Ok(BaseStat::from(rustix::fs::fstat(&*file)?).attr(node));
-        }
-        let path = self.make_real(nodes, node)?;
-        self.change(&path, &changes)?;
-        self.touch(&path);
-        Ok(self.find(&path)?.ok_or(FsError::Stale)?.attr(node))
+        self.set_attr_of(node, open, &changes)
     }
 
     fn read_link(&self, node: NodeId) -> Result<OsString, FsError> {
@@ -236,13 +161,14 @@ impl Filesystem for Live {
         match found {
             Found::Base(_) => Ok(self.tree().base().read_link(&path)?),
             Found::Virtual(_, record) => match record.kind {
-                crate::archive::RecordKind::Symlink { target } => Ok(target),
+                RecordKind::Symlink { target } => Ok(target),
                 _ => Err(FsError::InvalidArgument),
             },
         }
     }
 
     fn make_node(&self, caller: Caller, parent: NodeId, name: &OsStr, new: NewNode) -> Result<Attr, FsError> {
+        let _changing = self.changing();
         let nodes = &mut *self.lock();
         let made = self.make(nodes, caller, (parent, name), Some(new.mode), |dir, name| {
             let kind = match new.kind {
@@ -259,6 +185,7 @@ impl Filesystem for Live {
     }
 
     fn make_dir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Attr, FsError> {
+        let _changing = self.changing();
         let nodes = &mut *self.lock();
         let made = self.make(nodes, caller, (parent, name), Some(mode), |dir, name| {
             rustix::fs::mkdirat(dir, name, Mode::from_bits_truncate(mode))
@@ -273,6 +200,7 @@ impl Filesystem for Live {
         name: &OsStr,
         target: &OsStr,
     ) -> Result<Attr, FsError> {
+        let _changing = self.changing();
         let nodes = &mut *self.lock();
         let made = self.make(nodes, caller, (parent, name), None, |dir, name| {
             rustix::fs::symlinkat(target, dir, name)
@@ -281,70 +209,87 @@ impl Filesystem for Live {
     }
 
     fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr, FsError> {
+        let _changing = self.changing();
+        let from = if self.lock().get(node)?.has_names() { Some(self.make_real(node)?) } else { None };
         let nodes = &mut *self.lock();
-        let from = self.make_real(nodes, node)?;
         let to = self.make_room(nodes, parent, name)?;
-        let (from_dir, from_name) = self.tree().base().open_parent(&from)?;
         let (to_dir, to_name) = self.tree().base().open_parent(&to)?;
-        rustix::fs::linkat(from_dir, from_name, to_dir, to_name, AtFlags::empty())?;
-        self.touch(&from);
+        match &from {
+            Some(from) => {
+                let (from_dir, from_name) = self.tree().base().open_parent(from)?;
+                rustix::fs::linkat(from_dir, from_name, to_dir, to_name, AtFlags::empty())?;
+                self.touch(from);
+            }
+            None => {
+                // Made without a name.
+                let file = nodes.get(node)?.open_file().ok_or(FsError::NotFound)?;
+                let file = format!("/proc/self/fd/{}", file.as_raw_fd());
+                rustix::fs::linkat(CWD, file, to_dir, to_name, AtFlags::SYMLINK_FOLLOW)?;
+            }
+        }
         self.touch(&to);
+        let linked = match &from {
+            Some(from) => nodes.at(from),
+            None => Some(node),
+        };
+        if let Some(linked) = linked {
+            nodes.share_always(linked);
+        }
         self.entry(nodes, parent, name, &to)
     }
 
     fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
+        let _changing = self.changing();
         let nodes = &mut *self.lock();
-        let path = nodes.child_path(parent, name)?;
-        match self.find(&path)?.map(|found| found.kind()) {
-            None => return Err(FsError::NotFound),
-            Some(FileKind::Dir) => return Err(FsError::IsADirectory),
-            Some(_) => {}
+        let found = self.find(&nodes.child_path(parent, name)?)?.ok_or(FsError::NotFound)?;
+        match found.kind() {
+            FileKind::Dir => Err(FsError::IsADirectory),
+            _ => self.remove(nodes, parent, name, &found),
         }
-        // An open handle must be able to tell attributes after the name is gone.
-        self.remove(nodes, parent, name)
     }
 
     fn remove_dir(&self, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
+        let _changing = self.changing();
         let nodes = &mut *self.lock();
         let path = nodes.child_path(parent, name)?;
-        match self.find(&path)?.map(|found| found.kind()) {
-            None => return Err(FsError::NotFound),
-            Some(FileKind::Dir) => {}
-            Some(_) => return Err(FsError::NotADirectory),
+        let found = self.find(&path)?.ok_or(FsError::NotFound)?;
+        match found.kind() {
+            FileKind::Dir if !self.is_empty_dir(&path)? => Err(FsError::DirectoryNotEmpty),
+            FileKind::Dir => self.remove(nodes, parent, name, &found),
+            _ => Err(FsError::NotADirectory),
         }
-        if !self.tree().list(&path, Perspective::ALL)?.is_empty() {
-            return Err(FsError::DirectoryNotEmpty);
-        }
-        self.remove(nodes, parent, name)
     }
 
     fn rename(
         &self,
-        (from_dir, from_name): (NodeId, &OsStr),
-        (to_dir, to_name): (NodeId, &OsStr),
+        from_place: (NodeId, &OsStr),
+        to_place: (NodeId, &OsStr),
         flags: RenameFlags,
     ) -> Result<(), FsError> {
-        let nodes = &mut *self.lock();
-        let from = nodes.child_path(from_dir, from_name)?;
-        let to = nodes.child_path(to_dir, to_name)?;
-        if self.tree().base().hides(&to) {
-            return Err(FsError::NotPermitted);
+        let _changing = self.changing();
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        let (from, to, kind) = {
+            let nodes = self.lock();
+            let from = nodes.child_path(from_place.0, from_place.1)?;
+            let to = nodes.child_path(to_place.0, to_place.1)?;
+            if self.tree().base().hides(&to) {
+                return Err(FsError::NotPermitted);
+            }
+            let source = self.find(&from)?.ok_or(FsError::NotFound)?;
+            self.replaceable(&to, source.kind(), flags)?;
+            (from, to, source.kind())
+        };
+        self.make_subtree_real(&from)?;
+        if exchange {
+            self.make_subtree_real(&to)?;
         }
-        let source = self.find(&from)?.ok_or(FsError::NotFound)?;
-        self.materialiser.subtree(&from)?;
-        self.split_made_real(nodes, (from_dir, from_name), &source)?;
-        self.materialiser.dir(&nodes.path(to_dir)?)?;
-        if flags.contains(RenameFlags::EXCHANGE) {
-            let target = self.find(&to)?.ok_or(FsError::NotFound)?;
-            self.materialiser.subtree(&to)?;
-            self.split_made_real(nodes, (to_dir, to_name), &target)?;
+        let nodes = &mut *self.lock();
+        self.materialiser.dir(&nodes.path(to_place.0)?)?;
+        let target = self.find(&to)?;
+        if exchange {
             self.tree().base().rename(&from, &to, rustix::fs::RenameFlags::EXCHANGE)?;
         } else {
-            if flags.contains(RenameFlags::NO_REPLACE) && self.find(&to)?.is_some() {
-                return Err(FsError::AlreadyExists);
-            }
-            self.replaceable(&to, source.kind())?;
-            if source.kind() == FileKind::Dir || !matches!(self.find(&to)?, Some(Found::Base(_))) {
+            if kind == FileKind::Dir || !matches!(target, Some(Found::Base(_))) {
                 // Nothing visible is lost: what is there is an empty directory, stale, or virtual.
                 self.materialiser.clear_way(&to)?;
             }
@@ -352,43 +297,32 @@ impl Filesystem for Live {
         }
         self.touch(&from);
         self.touch(&to);
-        let moved = nodes.unname(from_dir, from_name);
-        let replaced = nodes.unname(to_dir, to_name);
-        if let Some(moved) = moved {
-            nodes.name(moved, to_dir, to_name);
-        }
-        if let (true, Some(replaced)) = (flags.contains(RenameFlags::EXCHANGE), replaced) {
-            nodes.name(replaced, from_dir, from_name);
-        }
-        // What was virtual until now is another object.
-        for (dir, name, path) in [(to_dir, to_name, &to), (from_dir, from_name, &from)] {
-            if let (Some(&id), Some(found)) = (nodes.get(dir)?.children.get(name), self.find(path)?) {
-                nodes.reidentify(id, found.object_id());
-            }
-        }
-        Ok(())
+        self.renamed(nodes, from_place, to_place, exchange, target.as_ref())
     }
 
     fn open(&self, node: NodeId, flags: OpenFlags) -> Result<Arc<dyn OpenFile>, FsError> {
-        let nodes = &mut *self.lock();
-        if nodes.get(node)?.kind != FileKind::File {
-            return Err(FsError::InvalidArgument);
-        }
-        if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
-            let path = self.make_real(nodes, node)?;
-            self.touch(&path);
-            return self.open_real(nodes, node, &path, flags);
-        }
-        let (path, found) = self.found(nodes, node)?;
-        match found {
-            Found::Base(_) => self.open_real(nodes, node, &path, flags),
-            Found::Virtual(ref layer, ref record) => {
-                let opened = nodes.nodes.get_mut(&node).ok_or(FsError::NotFound)?;
-                let file = open_virtual(&self.store, layer.archive(), record, Arc::clone(&opened.token))?;
-                opened.opened = Some(found.attr(node));
-                Ok(file)
+        {
+            let nodes = &mut *self.lock();
+            let known = nodes.get(node)?;
+            if known.kind != FileKind::File {
+                return Err(FsError::InvalidArgument);
+            }
+            if let (false, Some(file)) = (known.has_names(), known.open_file()) {
+                return self.open_again(nodes, node, &file, flags);
             }
         }
+        if !flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+            return self.open_content(node);
+        }
+        let _changing = self.changing();
+        let path = self.make_real(node)?;
+        let nodes = &mut *self.lock();
+        if nodes.at(&path) != Some(node) {
+            // Handles that cannot follow keep the old node: the name has to be looked up again.
+            return Err(FsError::Stale);
+        }
+        self.touch(&path);
+        self.open_real(nodes, node, &path, flags)
     }
 
     fn create(
@@ -399,6 +333,7 @@ impl Filesystem for Live {
         mode: u32,
         _flags: OpenFlags,
     ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
+        let _changing = self.changing();
         let nodes = &mut *self.lock();
         // The handle that makes it may write even where the mode says that nobody may.
         let (attr, file) = self.make(nodes, caller, (parent, name), Some(mode), |dir, name| {
@@ -410,46 +345,41 @@ impl Filesystem for Live {
 
     fn create_unnamed(
         &self,
-        _caller: Caller,
-        _parent: NodeId,
-        _mode: u32,
+        caller: Caller,
+        parent: NodeId,
+        mode: u32,
         _flags: OpenFlags,
     ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
-        Err(FsError::NotSupported)
+        let _changing = self.changing();
+        self.make_unnamed(&mut self.lock(), caller, parent, mode)
     }
 
     fn has_xattrs(&self) -> bool {
-        false
+        self.xattrs
     }
 
-    fn xattr(&self, _node: NodeId, _name: &OsStr) -> Result<Vec<u8>, FsError> {
-        Err(FsError::NotSupported)
+    fn xattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>, FsError> {
+        self.xattr_of(node, name)
     }
 
-    fn xattr_names(&self, _node: NodeId) -> Result<Vec<OsString>, FsError> {
-        Err(FsError::NotSupported)
+    fn xattr_names(&self, node: NodeId) -> Result<Vec<OsString>, FsError> {
+        self.xattr_names_of(node)
     }
 
-    fn set_xattr(&self, _: NodeId, _name: &OsStr, _value: &[u8], _: XattrMode) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+    fn set_xattr(&self, node: NodeId, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<(), FsError> {
+        self.change_xattr(node, name, |object| xattr::set(object, name, value, mode))
     }
 
-    fn remove_xattr(&self, _node: NodeId, _name: &OsStr) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+    fn remove_xattr(&self, node: NodeId, name: &OsStr) -> Result<(), FsError> {
+        self.change_xattr(node, name, |object| xattr::remove(object, name))
     }
 
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {
         let nodes = &*self.lock();
         let path = nodes.path(node)?;
-        let known = &nodes.get(node)?.children;
         let names = self.tree().list(&path, Perspective::ALL)?;
-        Ok(names
-            .into_iter()
-            .map(|(name, kind)| {
-                let node = known.get(&name).copied().unwrap_or(UNKNOWN);
-                DirEntry { ino: node.0, kind, name }
-            })
-            .collect())
+        let ino = |name: &OsStr| nodes.ino_of_child(node, name).unwrap_or(UNKNOWN.0);
+        Ok(names.into_iter().map(|(name, kind)| DirEntry { ino: ino(&name), kind, name }).collect())
     }
 
     fn stats(&self) -> Result<FsStats, FsError> {
@@ -469,16 +399,4 @@ impl Filesystem for Live {
             Err(errno) => Err(errno.into()),
         }
     }
-}
-
-/// Takes all names off a node that has handles of virtual content open, which is real from now on.
-fn split(nodes: &mut Nodes, id: NodeId) -> Result<(), FsError> {
-    let node = nodes.get(id)?;
-    if !node.is_open() {
-        return Ok(());
-    }
-    for (parent, name) in node.names.clone() {
-        nodes.unname(parent, &name);
-    }
-    Err(FsError::Stale)
 }
