@@ -17,6 +17,7 @@ use crate::index::{EntryFilter, LayerRow};
 use crate::live::{Announcer, Before, Live};
 use crate::path::RelPath;
 use crate::report::{Progress, Stage};
+use crate::serving::Serving;
 use crate::store::{Swept, WorkArea};
 use crate::task::FilterSpec;
 use crate::tree::layer::LayerParts;
@@ -33,14 +34,13 @@ impl Workspace {
     pub fn mount_live(
         &self,
         invalidator: Arc<dyn Invalidator>,
+        serving: Serving,
         covers_base: bool,
     ) -> Result<LiveTree, WorkspaceError> {
         lock(&self.in_place).clear();
-        let live = Arc::new(Live::new(
-            Arc::clone(&self.materialiser),
-            Arc::clone(&self.store),
-            Arc::clone(&self.touched),
-        ));
+        let (store, touched) = (Arc::clone(&self.store), Arc::clone(&self.touched));
+        let live = Live::new(Arc::clone(&self.materialiser), store, touched).with_xattrs(serving.xattrs);
+        let live = Arc::new(live);
         let announcer = live.announcer();
         let tree = LiveTree {
             filesystem: Arc::<Live>::clone(&live),

@@ -35,7 +35,8 @@ impl Server {
         self.check_target(&at)?;
         let invalidator = KernelInvalidator::start().map_err(|error| internal(&error))?;
         let covers_base = at == self.options.root;
-        let served = self.workspace.mount_live(Arc::<KernelInvalidator>::clone(&invalidator), covers_base);
+        let told = Arc::<KernelInvalidator>::clone(&invalidator);
+        let served = self.workspace.mount_live(told, serving, covers_base);
         let LiveTree { filesystem, announcer } = served.map_err(|error| internal(&error))?;
         let adapter = Adapter::new(filesystem, AdapterOptions::live(serving.passthrough), None)
             .with_announcer(announcer);
