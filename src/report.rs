@@ -1,5 +1,6 @@
 //! What the engine tells about a run, a mount or the cache: plain data for printing and for the wire.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -163,6 +164,22 @@ pub struct FinishReport {
     pub not_stored: Option<NotStored>,
     /// Whether the task's writes were committed to the workspace.
     pub committed: bool,
+    /// How its view was served, where it had one.
+    pub served: Option<ServedReport>,
+}
+
+/// How a session was served, and what the kernel asked of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedReport {
+    /// How requests came: `io_uring` or `/dev/fuse`.
+    pub over: String,
+    /// Why they did not come through the ring, where it was looked for.
+    pub why_not_ring: Option<String>,
+    /// Whether the kernel read and wrote real files directly.
+    pub passthrough: bool,
+    /// How often it asked for what: requests by their names in the protocol. Each is a round trip, but for
+    /// those that nobody waits for (forgetting, closing).
+    pub requests: BTreeMap<String, u64>,
 }
 
 /// What a view saw of one path, and what its task made of it.
@@ -229,6 +246,8 @@ pub struct StatusReport {
     pub store: PathBuf,
     /// Where the live mount is, if there is one.
     pub mounted_at: Option<PathBuf>,
+    /// How the live mount is served.
+    pub served: Option<ServedReport>,
     /// Process id of the daemon.
     pub daemon_pid: u32,
     /// Names of the tasks that are running in views.

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use vout::explain;
 use vout::proto::{Event, Request};
-use vout::report::{LayerStatus, StatusReport, WhyReport};
+use vout::report::{LayerStatus, ServedReport, StatusReport, WhyReport};
 
 use crate::args::{StatusArgs, WhyArgs};
 use crate::config;
@@ -48,7 +48,7 @@ pub(crate) fn now() -> i64 {
 
 fn status_lines(report: &StatusReport) -> Vec<String> {
     let mounted = match &report.mounted_at {
-        Some(at) => format!("at {}", at.display()),
+        Some(at) => format!("at {}{}", at.display(), report.served.as_ref().map_or(String::new(), over)),
         None => "no".to_owned(),
     };
     let mut lines = vec![
@@ -69,6 +69,13 @@ fn status_lines(report: &StatusReport) -> Vec<String> {
     }
     lines.extend(report.layers.iter().map(layer_line));
     lines
+}
+
+/// Says how a mount is served.
+fn over(served: &ServedReport) -> String {
+    let passthrough = if served.passthrough { ", passthrough" } else { "" };
+    let why = served.why_not_ring.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+    format!(", over {}{why}{passthrough}", served.over)
 }
 
 fn layer_line(layer: &LayerStatus) -> String {
@@ -103,6 +110,7 @@ fn status_json(report: &StatusReport) -> serde_json::Value {
         "store": report.store,
         "mounted": report.mounted_at.is_some(),
         "mounted_at": report.mounted_at,
+        "served": report.served,
         "daemon_pid": report.daemon_pid,
         "running": report.running,
         "entries": report.entries,
@@ -151,6 +159,12 @@ mod tests {
             workspace: "/w".into(),
             store: "/w/.vout".into(),
             mounted_at: Some("/w".into()),
+            served: Some(ServedReport {
+                over: "/dev/fuse".into(),
+                why_not_ring: Some("fuse.enable_uring is off".into()),
+                passthrough: true,
+                requests: [("Lookup".to_owned(), 3)].into(),
+            }),
             daemon_pid: 7,
             running: vec!["test".into()],
             layers: vec![LayerStatus {
@@ -171,7 +185,7 @@ mod tests {
     fn status_for_people() {
         insta::assert_snapshot!(status_lines(&report()).join("\n"), @r"
         workspace  /w
-        mounted    at /w
+        mounted    at /w, over /dev/fuse (fuse.enable_uring is off), passthrough
         store      /w/.vout: 1 entry, 4.0 KiB in archives, 10 B hydrated
         daemon     process 7
         running    test

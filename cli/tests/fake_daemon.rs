@@ -120,6 +120,7 @@ fn finished(outcome: &Outcome) -> Event {
         output_bytes: 10,
         not_stored: (outcome.exit_code != 0).then_some(NotStored::Failed),
         committed: true,
+        served: None,
     })
 }
 

@@ -60,5 +60,5 @@ pub use self::operation::{
     DecodeError, Forget, Lock, MappingRanges, Operation, Read, Release, SetTime, Setattr,
 };
 pub use self::reply::{Deferred, Reply};
-pub use self::request::Request;
+pub use self::request::{Request, operation_name};
 pub use self::session::{End, Negotiated, Session, StartError};

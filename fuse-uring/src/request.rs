@@ -69,7 +69,7 @@ impl<'a> Request<'a> {
     /// Returns what that is called; `?` where this crate does not know.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        Opcode::new(self.header.opcode).map_or("?", Opcode::name)
+        operation_name(self.header.opcode)
     }
 
     /// Returns what it asks for.
@@ -83,4 +83,10 @@ impl<'a> Request<'a> {
     pub const fn device(&self) -> &'a Device {
         self.device
     }
+}
+
+/// Returns what the operation of a number is called in the protocol; `?` where this crate does not know.
+#[must_use]
+pub fn operation_name(opcode: u32) -> &'static str {
+    Opcode::new(opcode).map_or("?", Opcode::name)
 }

@@ -4,10 +4,12 @@
 //! means, the core decides. Kernel behaviour referred to here is that of `fs/fuse` in Linux 6.9 and later.
 
 mod convert;
+mod counts;
 mod files;
 mod operations;
 mod tables;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +19,7 @@ use fuse_uring::{Config, Errno, InitFlags, Request};
 use vout::fs::{Attr, Caller, Filesystem, FsError, NodeId};
 use vout::report::Stream;
 
+use self::counts::RequestCounts;
 use self::files::{DirSlot, FileSlot};
 use self::tables::{Backings, Handles, Lookups};
 use crate::errno::errno_of;
@@ -83,6 +86,8 @@ pub struct AdapterState {
     refused: AtomicBool,
     /// Process that tells watchers what happened; 0 for none.
     announced_by: AtomicU32,
+    /// What the kernel has asked for so far.
+    requests: RequestCounts,
 }
 
 impl AdapterState {
@@ -91,6 +96,12 @@ impl AdapterState {
     #[must_use]
     pub fn passthrough(&self) -> bool {
         self.granted.load(Ordering::Relaxed) && !self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Returns how often the kernel asked for what.
+    #[must_use]
+    pub fn requests(&self) -> BTreeMap<String, u64> {
+        self.requests.by_name()
     }
 
     /// Notes what the kernel granted.

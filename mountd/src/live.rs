@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use thiserror::Error;
 use vout::mountinfo::{FS_TYPE, is_dead, mount_at};
+use vout::report::ServedReport;
 use vout::wire::{self, WireError};
 
 use crate::adapter::Adapter;
@@ -134,6 +135,11 @@ impl LiveMount {
     #[must_use]
     pub fn at(&self) -> &Path {
         &self.at
+    }
+
+    /// Returns how it is served.
+    pub(crate) fn served(&self) -> ServedReport {
+        self.session.report()
     }
 
     /// Returns what tells the kernel about changes.

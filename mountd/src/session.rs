@@ -9,6 +9,7 @@ pub use fuse_uring::End as SessionEnd;
 use fuse_uring::Notifier;
 /// Why a session could not be started.
 pub use fuse_uring::StartError as ServeError;
+use vout::report::ServedReport;
 
 use crate::adapter::{Adapter, AdapterState};
 
@@ -47,6 +48,17 @@ impl Session {
     #[must_use]
     pub fn passthrough(&self) -> bool {
         self.adapter.passthrough()
+    }
+
+    /// Returns how it is served, and what it was asked so far.
+    #[must_use]
+    pub fn report(&self) -> ServedReport {
+        ServedReport {
+            over: "/dev/fuse".to_owned(),
+            why_not_ring: None,
+            passthrough: self.passthrough(),
+            requests: self.adapter.requests(),
+        }
     }
 
     /// Returns how the session ended, if it has.

@@ -50,6 +50,7 @@ impl Workspace {
             workspace: self.root.clone(),
             store: self.store.path().to_owned(),
             mounted_at: None,
+            served: None,
             daemon_pid: std::process::id(),
             running: Vec::new(),
             layers,

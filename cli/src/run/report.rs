@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use vout::report::ServedReport;
 
 use crate::error::{Attempted, CommandError};
 
@@ -49,6 +50,8 @@ pub(crate) struct TaskReport {
     pub(crate) stored: bool,
     /// Why it is not.
     pub(crate) not_stored_reason: Option<String>,
+    /// How its view was served, where it ran in one.
+    pub(crate) served: Option<ServedReport>,
 }
 
 impl TaskReport {
@@ -68,6 +71,7 @@ impl TaskReport {
             archive: None,
             stored: false,
             not_stored_reason: Some(reason),
+            served: None,
         }
     }
 }
@@ -123,7 +127,8 @@ mod tests {
           "output_bytes": 4,
           "archive": "/s/a.tar.zst",
           "stored": true,
-          "not_stored_reason": null
+          "not_stored_reason": null,
+          "served": null
         }
         "#);
     }

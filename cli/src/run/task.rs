@@ -230,6 +230,7 @@ impl Task<'_> {
             archive: finished.archive,
             stored: finished.entry.is_some(),
             not_stored_reason: finished.not_stored.as_ref().map(explain::not_stored),
+            served: finished.served.clone(),
             ..TaskReport::not_run(&name, "")
         })
     }

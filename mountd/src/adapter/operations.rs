@@ -30,6 +30,7 @@ impl Handler for Adapter {
     fn handle(&self, request: &Request<'_>, reply: Reply<'_>) {
         let (req, ino, pid) = (request.unique(), request.node(), request.pid());
         let op = request.name();
+        self.state.requests.add(request.opcode());
         let span = tracing::debug_span!("request", req, op, ino, pid);
         let _entered = span.enter();
         self.serve(request, reply);

@@ -192,7 +192,7 @@ impl Server {
         Ok(())
     }
 
-    fn live(&self) -> MutexGuard<'_, Option<Arc<LiveMount>>> {
+    pub(super) fn live(&self) -> MutexGuard<'_, Option<Arc<LiveMount>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

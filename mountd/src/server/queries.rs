@@ -9,6 +9,7 @@ impl Server {
     pub(super) fn status(&self) -> Result<Event, Failure> {
         let mut status = self.workspace.status().map_err(|error| internal(&error))?;
         status.mounted_at = self.mounted_at();
+        status.served = self.live().as_ref().map(|live| live.served());
         status.daemon_pid = std::process::id();
         status.running = self.views().values().map(|view| view.task().to_owned()).collect();
         status.running.sort();

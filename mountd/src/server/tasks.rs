@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vout::fs::Filesystem;
 use vout::proto::{Event, Failure, FailureKind, Outcome, Request, ViewId};
+use vout::report::{FinishReport, ServedReport};
 use vout::serving::Serving;
 use vout::task::TaskSpec;
 use vout::wire::WireError;
@@ -47,6 +48,14 @@ impl View {
 
     fn session(&self) -> MutexGuard<'_, ViewSession> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how it was served, if it was.
+    fn served(&self) -> Option<ServedReport> {
+        match &*self.session() {
+            ViewSession::Serving(session) => Some(session.report()),
+            ViewSession::Awaited | ViewSession::Closed => None,
+        }
     }
 
     /// Takes the session away; none is started any more.
@@ -195,7 +204,10 @@ impl OpenRun<'_> {
         let progress = |progress| connection.progress(progress);
         let finished = self.server.workspace.finish(run, &outcome, &terminal, fault, &progress);
         self.server.flush_invalidations();
-        finished.map_or_else(|error| Event::Failed(internal(&error)), Event::Finished)
+        match finished {
+            Ok(report) => Event::Finished(FinishReport { served: self.view.served(), ..report }),
+            Err(error) => Event::Failed(internal(&error)),
+        }
     }
 
     /// Returns why the view did not serve the task to its end, if it did not.
