@@ -13,6 +13,7 @@ mod concurrent;
 mod damage;
 mod errors;
 mod filters;
+mod hostile;
 mod inputs;
 mod interrupts;
 mod logical;

@@ -18,7 +18,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use self::model::{Known, Recorded};
-use crate::support::{Mode, TestResult, Workspace};
+use crate::support::{Mode, TestResult, Workspace, compile_c};
 
 /// Variables that tools need, in both runs.
 const VARIABLES: [&str; 5] = ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"];
@@ -143,13 +143,9 @@ fn matches(pattern: &str, path: &str) -> bool {
     same && (wanted == found || open && wanted < found)
 }
 
-/// Writes a program in C and compiles it into the workspace.
+/// Compiles a program into the workspace.
 fn compile(ws: &Workspace, name: &str, source: &str, options: &[&str]) -> TestResult {
-    let file = ws.outside().join(format!("{name}.c"));
-    fs::write(&file, source)?;
-    let status = Command::new("gcc").args(options).arg("-o").arg(ws.path(name)).arg(&file).status()?;
-    assert!(status.success());
-    Ok(())
+    compile_c(source, &ws.path(name), options)
 }
 
 #[test]

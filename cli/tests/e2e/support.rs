@@ -67,6 +67,16 @@ pub(crate) struct Running {
     files: PathBuf,
 }
 
+/// Compiles a program in C.
+pub(crate) fn compile_c(source: &str, program: &Path, options: &[&str]) -> TestResult {
+    let file = std::env::temp_dir().join(format!("vout-e2e-{}.c", uuid::Uuid::new_v4()));
+    fs::write(&file, source)?;
+    let status = Command::new("gcc").args(options).arg("-o").arg(program).arg(&file).status();
+    fs::remove_file(&file)?;
+    assert!(status?.success(), "{program:?} compiles");
+    Ok(())
+}
+
 impl Workspace {
     /// Makes an empty workspace whose store is where it is by default.
     pub(crate) fn new(mode: Mode) -> io::Result<Self> {

@@ -1,7 +1,10 @@
 // Does what no sane program does to the tree in its working directory: random calls with odd arguments, from many
 // threads of many processes, interrupted by signals, and killed in the middle.
 //
+//     hostile fill COUNT
 //     hostile SEED MILLISECONDS VIRTUAL
+//
+// The first form makes v0…, of different sizes, in v/. The second goes wild.
 //
 // The content of files p0… may be read at any time and is what belongs there, or zero where somebody cut it off; that
 // of v0…, of which there are VIRTUAL, is whole. Everything else, in c/, is fair game. Ends with 0 if all that was
@@ -346,7 +349,27 @@ static uint64_t now_ms(void) {
     return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+static int fill(int files) {
+    mkdir("v", 0755);
+    for (int file = 0; file < files; file++) {
+        char name[16];
+        sprintf(name, "v/v%d", file);
+        FILE *out = fopen(name, "w");
+        // From less than a page to more than a frame of an archive.
+        for (uint64_t at = 0, size = 1000 << file % 12; at < size; at++) {
+            putc(pattern(1000 + file, at), out);
+        }
+        if (!out || fclose(out) != 0) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 int main(int count, char **arguments) {
+    if (count == 3 && !strcmp(arguments[1], "fill")) {
+        return fill(atoi(arguments[2]));
+    }
     if (count != 4) {
         return 2;
     }
