@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use vout::proto::{Event, Failure, PROTOCOL_VERSION, Request, ViewId};
 use vout::serving::Serving;
@@ -31,6 +32,12 @@ const TIDY_AFTER: Duration = Duration::from_millis(300);
 
 /// How long the last of a run may take that its client did not wait for.
 const RUN_END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long nobody is let in after somebody could not be.
+const REFUSED_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// How long a client may take to greet.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the server knows about its workspace and the machine.
 #[derive(Debug, Clone)]
@@ -88,6 +95,8 @@ impl Server {
             let accepted = stream.and_then(|stream| self.start(stream));
             if let Err(error) = accepted {
                 tracing::warn!(%error, "connection refused");
+                // Whatever was lacking, descriptors or threads, comes back only when somebody lets go.
+                poll(&mut [], Some(&REFUSED_PAUSE)).ok();
             }
         }
     }
@@ -120,7 +129,10 @@ impl Server {
 
     /// Answers requests until the client goes.
     fn converse(self: &Arc<Self>, connection: &Connection) -> Result<(), WireError> {
+        // Who connects and says nothing must not keep us alive.
+        connection.set_patience(Some(GREETING_TIMEOUT))?;
         let Some(hello) = connection.receive()? else { return Ok(()) };
+        connection.set_patience(None)?;
         match hello.message {
             Request::Hello { version } if version == PROTOCOL_VERSION => {
                 if self.may_retire() {

@@ -21,6 +21,7 @@ mod mounts;
 mod real;
 mod recorder;
 mod restore;
+mod socket;
 mod terminal;
 mod watchers;
 

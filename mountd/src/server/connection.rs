@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use vout::proto::{Event, Request};
 use vout::report::{Chunk, Progress};
@@ -38,6 +39,11 @@ impl Connection {
     /// Receives the next request; `None` where the client is done.
     pub(crate) fn receive(&self) -> Result<Option<Received<Request>>, WireError> {
         wire::receive(&self.incoming)
+    }
+
+    /// Sets how long a silent client is waited for.
+    pub(crate) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        self.incoming.set_read_timeout(patience)
     }
 
     pub(crate) fn send(&self, event: &Event) -> Result<(), WireError> {
