@@ -43,8 +43,9 @@ impl RelPath {
     /// The workspace root.
     pub const ROOT: &'static Self = Self::cast(&[]);
 
+    /// Takes bytes that were those of a path before.
     #[ref_cast_custom]
-    const fn cast(bytes: &[u8]) -> &Self;
+    pub(crate) const fn cast(bytes: &[u8]) -> &Self;
 
     /// Validates `bytes`.
     ///

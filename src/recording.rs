@@ -17,16 +17,24 @@ use crate::state::{Dependency, FileKind, PathState};
 /// More recorded paths than this make a recording incomplete.
 const PATHS_MAX: usize = 4_000_000;
 
+/// So do more bytes of paths, listed names and link targets.
+const BYTES_MAX: usize = 512 * 1024 * 1024;
+
+/// Memory of a listed name in bytes, its text aside.
+const LISTED_BYTES: usize = size_of::<(ByteBuf, FileKind)>();
+
 /// What a view saw.
 #[derive(Debug, Default)]
 pub struct Recording {
-    paths: HashMap<RelPathBuf, Observed>,
+    /// By the bytes of the path: most were only probed, and there may be millions.
+    paths: HashMap<Box<[u8]>, Entry>,
+    bytes: usize,
     overflowed: bool,
 }
 
 /// What was seen of one path, each part at its first access.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Observed {
+pub struct Observed<'a> {
     /// What was looked at.
     pub dependency: Dependency,
     /// Existence, kind, size and executable bit.
@@ -34,9 +42,9 @@ pub struct Observed {
     /// Which content was opened, if any was.
     pub content: Option<ContentSeen>,
     /// Names and kinds, if it was listed.
-    pub listing: Option<Vec<(ByteBuf, FileKind)>>,
+    pub listing: Option<&'a [(ByteBuf, FileKind)]>,
     /// Target, if it was read as a link.
-    pub target: Option<ByteBuf>,
+    pub target: Option<&'a [u8]>,
 }
 
 /// Which content of a file was opened.
@@ -48,91 +56,186 @@ pub enum ContentSeen {
     Virtual(Digest),
 }
 
+/// An [`Observed`] as it is kept.
+#[derive(Debug)]
+struct Entry {
+    probe: Probe,
+    dependency: Dependency,
+    more: Option<Box<More>>,
+}
+
+/// A [`PathState`] without what only a closer look tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    Absent,
+    File { executable: bool, size_bytes: u64 },
+    Other(FileKind),
+}
+
+/// What a closer look told.
+#[derive(Debug, Default)]
+struct More {
+    content: Option<ContentSeen>,
+    listing: Option<Box<[(ByteBuf, FileKind)]>>,
+    target: Option<Box<[u8]>>,
+}
+
 impl Recording {
     /// Records a probe of `path`.
     pub fn probe(&mut self, path: &RelPath, state: PathState) {
-        self.observe(path, Dependency::PROBE, state);
+        self.observe(path, Dependency::PROBE, &state);
     }
 
     /// Records that content was opened for reading.
     pub fn read(&mut self, path: &RelPath, state: PathState, content: ContentSeen) {
-        if let Some(observed) = self.observe(path, Dependency::READ, state) {
-            observed.content.get_or_insert(content);
+        if let Some(more) = self.observe(path, Dependency::READ, &state) {
+            more.get_or_insert_default().content.get_or_insert(content);
         }
     }
 
     /// Records that a link was read.
     pub fn link(&mut self, path: &RelPath, target: OsString) {
-        if let Some(observed) = self.observe(path, Dependency::LINK, PathState::Symlink { target: None }) {
-            observed.target.get_or_insert_with(|| ByteBuf::from(target.into_vec()));
+        let bytes = target.len();
+        if let Some(more) = self.observe(path, Dependency::LINK, &PathState::Symlink { target: None })
+            && more.as_ref().is_none_or(|more| more.target.is_none())
+        {
+            more.get_or_insert_default().target = Some(target.into_vec().into());
+            self.count(bytes);
         }
     }
 
     /// Records that a directory was listed.
     pub fn list(&mut self, path: &RelPath, names: &BTreeMap<OsString, FileKind>) {
-        if let Some(observed) = self.observe(path, Dependency::LIST, PathState::Dir { listing: None }) {
-            observed.listing.get_or_insert_with(|| listing(names));
+        if let Some(more) = self.observe(path, Dependency::LIST, &PathState::Dir { listing: None })
+            && more.as_ref().is_none_or(|more| more.listing.is_none())
+        {
+            more.get_or_insert_default().listing = Some(listing(names).into());
+            self.count(names.keys().map(|name| name.len() + LISTED_BYTES).sum());
         }
     }
 
-    fn observe(&mut self, path: &RelPath, dependency: Dependency, state: PathState) -> Option<&mut Observed> {
-        if !self.paths.contains_key(path) {
-            if self.paths.len() >= PATHS_MAX {
-                self.overflowed = true;
+    fn observe(
+        &mut self,
+        path: &RelPath,
+        dependency: Dependency,
+        state: &PathState,
+    ) -> Option<&mut Option<Box<More>>> {
+        if self.overflowed {
+            return None;
+        }
+        if !self.paths.contains_key(path.as_bytes()) {
+            if !self.count(path.as_bytes().len()) {
                 return None;
             }
-            let observed = Observed { dependency, probe: state, content: None, listing: None, target: None };
-            self.paths.insert(path.to_owned(), observed);
+            let entry = Entry { probe: state.into(), dependency, more: None };
+            self.paths.insert(path.as_bytes().into(), entry);
         }
-        let observed = self.paths.get_mut(path)?;
-        observed.dependency |= dependency;
-        Some(observed)
+        let entry = self.paths.get_mut(path.as_bytes())?;
+        entry.dependency |= dependency;
+        Some(&mut entry.more)
     }
 
-    /// Returns whether something could not be recorded.
+    /// Counts memory; returns whether it is still in bounds. If not nothing is kept: an incomplete recording is
+    /// of no use.
+    fn count(&mut self, bytes: usize) -> bool {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > BYTES_MAX || self.paths.len() >= PATHS_MAX {
+            self.overflowed = true;
+            self.paths = HashMap::new();
+        }
+        !self.overflowed
+    }
+
+    /// Returns whether something could not be recorded. Then the rest is forgotten, too.
     #[must_use]
     pub fn overflowed(&self) -> bool {
         self.overflowed
     }
 
     /// Returns what was seen, in no particular order.
-    pub fn iter(&self) -> impl Iterator<Item = (&RelPath, &Observed)> {
-        self.paths.iter().map(|(path, observed)| (&**path, observed))
+    pub fn iter(&self) -> impl Iterator<Item = (&RelPath, Observed<'_>)> {
+        self.paths.iter().map(|(path, entry)| (RelPath::cast(path), entry.observed()))
     }
 
     /// Returns what was seen of `path`.
     #[must_use]
-    pub fn get(&self, path: &RelPath) -> Option<&Observed> {
-        self.paths.get(path)
+    pub fn get(&self, path: &RelPath) -> Option<Observed<'_>> {
+        self.entry(path).map(Entry::observed)
+    }
+
+    fn entry(&self, path: &RelPath) -> Option<&Entry> {
+        self.paths.get(path.as_bytes())
     }
 
     /// Returns whether the recording depends on `path`: looked at it, or listed its directory.
     #[must_use]
     pub fn depends_on(&self, path: &RelPath) -> bool {
-        self.paths.contains_key(path)
-            || path.parent().and_then(|dir| self.paths.get(dir)).is_some_and(|seen| seen.listing.is_some())
+        self.entry(path).is_some()
+            || path.parent().and_then(|dir| self.entry(dir)).is_some_and(Entry::is_listed)
     }
 
     /// Reduces the recording to a sorted path set without what another member implies: nothing below a
     /// missing path needs a word, nor does a missing name of a listed directory.
     #[must_use]
     pub fn path_set(&self, keep: impl Fn(&RelPath) -> bool) -> Vec<(RelPathBuf, Dependency)> {
-        let absent = |path: &RelPath| {
-            self.paths.get(path).is_some_and(|seen| seen.probe == PathState::Absent && keep(path))
+        let absent =
+            |path: &RelPath| self.entry(path).is_some_and(|seen| seen.probe == Probe::Absent) && keep(path);
+        let listed = |path: &RelPath| self.entry(path).is_some_and(Entry::is_listed) && keep(path);
+        let implied = |path: &RelPath, seen: &Entry| {
+            path.ancestors().any(absent) || (seen.probe == Probe::Absent && path.parent().is_some_and(listed))
         };
-        let listed =
-            |path: &RelPath| self.paths.get(path).is_some_and(|seen| seen.listing.is_some() && keep(path));
         let mut set: Vec<_> = self
+            .paths
             .iter()
-            .filter(|(path, seen)| {
-                keep(path)
-                    && !path.ancestors().any(absent)
-                    && !(seen.probe == PathState::Absent && path.parent().is_some_and(listed))
-            })
+            .map(|(path, seen)| (RelPath::cast(path), seen))
+            .filter(|(path, seen)| keep(path) && !implied(path, seen))
             .map(|(path, seen)| (path.to_owned(), seen.dependency))
             .collect();
         set.sort_unstable();
         set
+    }
+}
+
+impl Entry {
+    fn observed(&self) -> Observed<'_> {
+        let more = self.more.as_deref();
+        Observed {
+            dependency: self.dependency,
+            probe: self.probe.into(),
+            content: more.and_then(|more| more.content),
+            listing: more.and_then(|more| more.listing.as_deref()),
+            target: more.and_then(|more| more.target.as_deref()),
+        }
+    }
+
+    fn is_listed(&self) -> bool {
+        self.more.as_ref().is_some_and(|more| more.listing.is_some())
+    }
+}
+
+impl From<&PathState> for Probe {
+    fn from(state: &PathState) -> Self {
+        match state {
+            PathState::Absent => Self::Absent,
+            PathState::File { executable, size_bytes, content: _ } => {
+                Self::File { executable: *executable, size_bytes: *size_bytes }
+            }
+            PathState::Dir { listing: _ } => Self::Other(FileKind::Dir),
+            PathState::Symlink { target: _ } => Self::Other(FileKind::Symlink),
+            PathState::Special(kind) => Self::Other(*kind),
+        }
+    }
+}
+
+impl From<Probe> for PathState {
+    fn from(probe: Probe) -> Self {
+        match probe {
+            Probe::Absent => Self::Absent,
+            Probe::File { executable, size_bytes } => Self::File { executable, size_bytes, content: None },
+            Probe::Other(FileKind::Dir) => Self::Dir { listing: None },
+            Probe::Other(FileKind::Symlink) => Self::Symlink { target: None },
+            Probe::Other(kind) => Self::Special(kind),
+        }
     }
 }
 
@@ -171,6 +274,31 @@ mod tests {
             set,
             [(path("dist").to_owned(), Dependency::PROBE), (path("src").to_owned(), Dependency::LIST)]
         );
+    }
+
+    #[test]
+    fn what_was_only_probed_takes_little_memory() {
+        assert!(size_of::<(Box<[u8]>, Entry)>() <= 48);
+    }
+
+    #[test]
+    fn a_recording_that_overflows_keeps_nothing() {
+        let mut recording = Recording::default();
+        recording.probe(path("a"), PathState::Absent);
+        let long = "x".repeat(4000);
+        for number in 0..BYTES_MAX / long.len() + 1 {
+            recording.link(path(&format!("{number}")), long.clone().into());
+            if number == 1000 {
+                // The rest as if it had been there.
+                recording.bytes = BYTES_MAX - 3 * long.len();
+            }
+            if recording.overflowed() {
+                break;
+            }
+        }
+        assert!(recording.overflowed() && recording.iter().next().is_none());
+        recording.probe(path("b"), PathState::Absent);
+        assert!(recording.get(path("b")).is_none());
     }
 
     #[test]

@@ -169,10 +169,13 @@ impl Workspace {
     /// Returns a recorded path that no longer is what the task saw first.
     fn changed_under(&self, view: &View, asked: &Asked) -> Result<Option<RelPathBuf>, FsError> {
         view.with_recording(|recording| {
-            let seen: Vec<_> = recording.iter().filter(|(path, _)| !asked.input.excludes(path)).collect();
-            seen.par_iter()
-                .map(|(path, observed)| {
-                    let same = self.still_as_seen(path, observed, view.perspective(), asked)?;
+            let paths = recording.iter().map(|(path, _)| path);
+            let paths: Vec<_> = paths.filter(|path| !asked.input.excludes(path)).collect();
+            paths
+                .par_iter()
+                .map(|path| {
+                    let Some(observed) = recording.get(path) else { return Ok(None) };
+                    let same = self.still_as_seen(path, &observed, view.perspective(), asked)?;
                     Ok((!same).then(|| (*path).to_owned()))
                 })
                 .find_any(|checked: &Result<Option<RelPathBuf>, FsError>| !matches!(checked, Ok(None)))
@@ -183,7 +186,7 @@ impl Workspace {
     fn still_as_seen(
         &self,
         path: &RelPath,
-        seen: &Observed,
+        seen: &Observed<'_>,
         perspective: Perspective<'_>,
         asked: &Asked,
     ) -> Result<bool, FsError> {
@@ -208,7 +211,7 @@ impl Workspace {
             Some(listing) => {
                 let now = crate::recording::listing(&self.tree.list(path, perspective)?);
                 let kept = |names| filtered(PathState::Dir { listing: Some(names) }, path, &asked.input);
-                kept(listing.clone()) == kept(now)
+                kept(listing.to_vec()) == kept(now)
             }
         };
         Ok(same_content && same_listing)
