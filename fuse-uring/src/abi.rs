@@ -9,6 +9,7 @@ mod notices;
 mod opcode;
 mod replies;
 mod requests;
+mod ring;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -19,7 +20,8 @@ pub use self::replies::{
 
 pub(crate) use self::flags::{SetattrValid, decode_flags, encode_flags};
 pub(crate) use self::notices::{
-    InvalEntryOut, InvalInodeOut, NotifyCode, NotifyDeleteOut, NotifyPollOut, NotifyStoreOut,
+    InvalEntryOut, InvalInodeOut, NotifyCode, NotifyDeleteOut, NotifyPollOut, NotifyRetrieveOut,
+    NotifyStoreOut,
 };
 pub(crate) use self::opcode::Opcode;
 pub(crate) use self::replies::{
@@ -32,12 +34,17 @@ pub(crate) use self::requests::{
     Rename2In, RenameIn, SetattrIn, SetupMappingIn, SetxattrIn, SetxattrInOld, StatxIn, WriteIn,
 };
 
+pub(crate) use self::ring::{RingCommand, RingHeader};
+
 /// The protocol's major version; there is no other.
 pub(crate) const MAJOR: u32 = 7;
 /// The newest minor version that is spoken here.
 pub(crate) const MINOR: u32 = 45;
 /// The oldest: Linux 5.4. Structures have kept their sizes since.
 pub(crate) const MINOR_MIN: u32 = 31;
+
+/// The first that has requests over io_uring: Linux 6.14.
+pub(crate) const MINOR_RING: u32 = 42;
 
 /// The node that a mount's root is.
 pub const ROOT_NODE: u64 = 1;
@@ -66,6 +73,9 @@ pub(crate) struct InHeader {
     pub(crate) padding: u16,
 }
 
+/// Bytes of [`OutHeader`].
+pub(crate) const OUT_HEADER_BYTES: u32 = 16;
+
 /// The start of every answer and notification.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -86,7 +96,7 @@ mod tests {
     fn structures_have_the_kernels_sizes() {
         let sizes = [
             (size_of::<InHeader>(), 40),
-            (size_of::<OutHeader>(), 16),
+            (size_of::<OutHeader>(), OUT_HEADER_BYTES as usize),
             (size_of::<InitIn>(), 64),
             (size_of::<InitOut>(), 64),
             (size_of::<Attr>(), 88),
@@ -110,6 +120,9 @@ mod tests {
             (size_of::<InvalInodeOut>(), 24),
             (size_of::<InvalEntryOut>(), 16),
             (size_of::<NotifyDeleteOut>(), 24),
+            (size_of::<NotifyRetrieveOut>(), 32),
+            (size_of::<RingHeader>(), 288),
+            (size_of::<RingCommand>(), 24),
         ];
         for (position, (found, expected)) in sizes.into_iter().enumerate() {
             assert_eq!(found, expected, "structure {position}");

@@ -1,8 +1,9 @@
 //! What a session asks the kernel for.
 
 use crate::abi::InitFlags;
+use crate::ring::{DEPTH_DEFAULT, RingPool};
 
-/// Mebibytes of a read or write, where nothing else is said.
+/// The size of a read or write, where nothing else is said.
 const MIB: u32 = 1024 * 1024;
 
 /// What a session asks the kernel for.
@@ -31,8 +32,27 @@ pub struct Config {
     pub max_stack_depth: u32,
     /// How fine times are, in nanoseconds.
     pub time_gran: u32,
-    /// Threads that serve `/dev/fuse`, at least one. Over the ring it is always one.
+    /// Threads that serve `/dev/fuse`, at least one. Beside the ring it is always one.
     pub threads: usize,
+    /// Whether requests may, or have to, come over io_uring.
+    pub ring: RingChoice,
+    /// Requests of one processor's callers that can be with the server at once, beside deferred ones. They
+    /// are served one after the other: more than a few cost memory for nothing.
+    pub ring_depth: u16,
+    /// Whose threads serve the ring.
+    pub ring_pool: RingPool,
+}
+
+/// Whether requests come over io_uring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RingChoice {
+    /// Where the kernel has it, and it is switched on.
+    #[default]
+    Auto,
+    /// Otherwise the session does not start.
+    Required,
+    /// No.
+    Never,
 }
 
 impl Default for Config {
@@ -47,6 +67,9 @@ impl Default for Config {
             max_stack_depth: 0,
             time_gran: 1,
             threads: 1,
+            ring: RingChoice::Auto,
+            ring_depth: DEPTH_DEFAULT,
+            ring_pool: RingPool::shared(),
         }
     }
 }

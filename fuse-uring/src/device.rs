@@ -97,6 +97,10 @@ impl Device {
         Self { fd }
     }
 
+    pub(crate) const fn shared(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
     pub(crate) fn downgrade(&self) -> Weak<OwnedFd> {
         Arc::downgrade(&self.fd)
     }

@@ -1,18 +1,23 @@
 //! From a request's bytes to its answer: the same over both transports.
 
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::io::Errno;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
-use crate::abi::{InHeader, InitFlags, Opcode};
-use crate::device::Device;
+use crate::abi::{InHeader, InitFlags, NotifyCode, NotifyRetrieveOut, Opcode};
+use crate::control;
+use crate::device::{Device, notify};
 use crate::handler::Handler;
-use crate::operation::{Args, DecodeError, Forget, Message, decode};
+use crate::operation::{Args, DecodeError, Forget, Message, Operation, decode};
 use crate::reply::{Outlet, Reply};
 use crate::request::Request;
+
+/// Beyond all numbers of requests: the kernel counts from zero, in even numbers.
+const NUDGE: u64 = 1 << 62;
 
 /// What serves a session's requests.
 pub(crate) struct Serving {
@@ -22,9 +27,31 @@ pub(crate) struct Serving {
     pub(crate) granted: InitFlags,
     /// From now on every operation fails. Shared with those who may say so.
     pub(crate) closed: Arc<AtomicBool>,
+    /// The kernel's number of the connection, where it tells.
+    pub(crate) connection: Option<u32>,
+    /// The file that was opened last.
+    pub(crate) file: AtomicU64,
 }
 
 impl Serving {
+    /// Ends the session from the server's side: what is asked fails from now on.
+    pub(crate) fn cut(&self) {
+        self.closed.store(true, Ordering::Release);
+        control::cut(self.connection);
+    }
+
+    /// Makes the kernel send a request to the calling processor's queue, about `node` or a file that was open
+    /// lately: one of them has to be a file that the kernel knows. `serial` tells these requests apart.
+    pub(crate) fn nudge(&self, node: u64, serial: u64) -> Result<(), Errno> {
+        let ask = |nodeid| {
+            // The answer to this is a request that brings no content.
+            let notify_unique = NUDGE | (serial << 1);
+            let out = NotifyRetrieveOut { notify_unique, nodeid, offset: 0, size: 0, padding: 0 };
+            notify(self.device.as_fd(), NotifyCode::Retrieve, &[out.as_bytes()])
+        };
+        ask(node).or_else(|_| ask(self.file.load(Ordering::Relaxed)))
+    }
+
     /// Serves a request that was read in one piece; the answer is put together in `body`.
     pub(crate) fn serve_whole(&self, request: &[u8], body: &mut [u8]) {
         let Ok((header, rest)) = InHeader::read_from_prefix(request) else {
@@ -51,6 +78,9 @@ impl Serving {
             Message::Operation(_) if self.closed.load(Ordering::Acquire) => reply.error(Errno::NOTCONN),
             Message::Operation(operation) => {
                 reply.limit(&operation);
+                if let Operation::Open { .. } = operation {
+                    self.file.store(header.nodeid, Ordering::Relaxed);
+                }
                 let request = Request::new(header, operation, decoded.group, &self.device);
                 guarded(|| self.handler.handle(&request, reply));
             }

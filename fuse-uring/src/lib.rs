@@ -34,6 +34,7 @@
 
 mod abi;
 mod config;
+mod control;
 mod device;
 mod directory;
 mod dispatch;
@@ -42,6 +43,7 @@ mod notify;
 mod operation;
 mod reply;
 mod request;
+mod ring;
 mod session;
 mod sys;
 
@@ -51,7 +53,7 @@ pub use self::abi::{
     Attr, AttrFlags, AttrOut, EntryOut, FileLock, FopenFlags, InitFlags, IoctlOut, OpenOut, ROOT_NODE,
     ReleaseFlags, StatfsOut, Statx, StatxOut, StatxTime, WriteFlags,
 };
-pub use self::config::Config;
+pub use self::config::{Config, RingChoice};
 pub use self::device::{BackingId, Device};
 pub use self::directory::DirBuffer;
 pub use self::handler::Handler;
@@ -61,4 +63,5 @@ pub use self::operation::{
 };
 pub use self::reply::{Deferred, Reply};
 pub use self::request::{Request, operation_name};
-pub use self::session::{End, Negotiated, Session, StartError};
+pub use self::ring::{NoRing, RingPool};
+pub use self::session::{End, Negotiated, Session, StartError, Transport};

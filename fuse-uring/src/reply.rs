@@ -13,6 +13,7 @@ use crate::abi::{
 use crate::device::Device;
 use crate::directory::DirBuffer;
 use crate::operation::Operation;
+use crate::ring::Later;
 
 /// Room that every answer of fixed size fits in.
 const FIXED_BYTES: usize = 1024;
@@ -22,7 +23,7 @@ const TARGET_BYTES_MAX: u32 = 4096;
 /// How a request is answered: by one of its methods, once. Dropping it unanswered answers `EIO`.
 ///
 /// Over `/dev/fuse` the answer is sent at once, over the ring when the handler returns. An answer of another
-/// kind than the operation has is refused by the kernel; the caller then gets `EIO`.
+/// kind than the operation has is refused by the kernel; the caller then gets `EIO` or `EINVAL`.
 #[must_use = "dropping a reply answers EIO"]
 pub struct Reply<'a> {
     question: Question,
@@ -35,7 +36,7 @@ pub struct Reply<'a> {
 pub struct Deferred {
     question: Question,
     /// Gone once the request is answered.
-    route: Option<Weak<OwnedFd>>,
+    route: Option<LaterRoute>,
 }
 
 /// What an answer has to know about its request.
@@ -49,18 +50,60 @@ struct Question {
 
 /// Where an answer goes.
 pub(crate) struct Outlet<'a> {
-    device: &'a Device,
+    route: Route<'a>,
     /// Where it is put together.
     body: &'a mut [u8],
 }
 
+enum Route<'a> {
+    /// Sent at once.
+    Device(&'a Device),
+    /// Left for the ring's thread.
+    Ring { held: &'a mut Held, later: &'a Later },
+}
+
+/// What a handler left for the ring's thread.
+#[derive(Debug)]
+pub(crate) enum Held {
+    Unanswered,
+    /// With the size of what is in the body.
+    Answered(Result<usize, Errno>),
+    /// Comes by the thread's mailbox.
+    Deferred,
+}
+
+/// Where an answer goes that comes later.
+enum LaterRoute {
+    Device(Weak<OwnedFd>),
+    Ring(Later),
+}
+
 impl<'a> Outlet<'a> {
     pub(crate) const fn device(device: &'a Device, body: &'a mut [u8]) -> Self {
-        Self { device, body }
+        Self { route: Route::Device(device), body }
+    }
+
+    pub(crate) const fn ring(held: &'a mut Held, later: &'a Later, body: &'a mut [u8]) -> Self {
+        Self { route: Route::Ring { held, later }, body }
     }
 
     fn send(self, question: &Question, answer: Result<usize, Errno>) {
-        self.device.answer(question.unique, answer.map(|used| &self.body[..used]));
+        match self.route {
+            Route::Device(device) => {
+                device.answer(question.unique, answer.map(|used| &self.body[..used]));
+            }
+            Route::Ring { held, .. } => *held = Held::Answered(answer),
+        }
+    }
+
+    fn defer(self) -> LaterRoute {
+        match self.route {
+            Route::Device(device) => LaterRoute::Device(device.downgrade()),
+            Route::Ring { held, later } => {
+                *held = Held::Deferred;
+                LaterRoute::Ring(later.clone())
+            }
+        }
     }
 }
 
@@ -89,8 +132,14 @@ impl<'a> Reply<'a> {
     }
 
     /// Returns a reply for later. The caller waits until then.
+    ///
+    /// # Limitations
+    /// Over the ring, as many requests of one processor's callers can be deferred as one likes. But where so
+    /// many are that no slot is left, some callers there may be served only once another request or a
+    /// deferred answer comes, unless the kernel knows the node that is asked about, or was opened last, as a
+    /// regular file. So an answer to a request on a directory should not depend on other requests.
     pub fn defer(mut self) -> Deferred {
-        let route = self.out.take().map(|out| out.device.downgrade());
+        let route = self.out.take().map(Outlet::defer);
         Deferred { question: self.question, route }
     }
 
@@ -242,11 +291,28 @@ impl Deferred {
 
     fn answer_with(&mut self, answer: impl FnOnce(Reply<'_>)) {
         let Some(route) = self.route.take() else { return };
-        // Without the device the session is over, and nobody waits.
-        let Some(fd) = route.upgrade() else { return };
         let mut body = vec![0; self.question.limit.max(FIXED_BYTES)];
-        let device = Device::of(fd);
-        let out = Outlet { device: &device, body: &mut body };
+        match route {
+            LaterRoute::Device(device) => {
+                // Without the device the session is over, and nobody waits.
+                let Some(fd) = device.upgrade() else { return };
+                self.ask(Outlet::device(&Device::of(fd), &mut body), answer);
+            }
+            LaterRoute::Ring(later) => {
+                let mut held = Held::Unanswered;
+                self.ask(Outlet::ring(&mut held, &later, &mut body), answer);
+                if let Held::Answered(answer) = held {
+                    let answer = answer.map(|used| {
+                        body.truncate(used);
+                        body
+                    });
+                    later.answer(self.question.unique, answer);
+                }
+            }
+        }
+    }
+
+    fn ask(&self, out: Outlet<'_>, answer: impl FnOnce(Reply<'_>)) {
         answer(Reply { question: self.question, out: Some(out) });
     }
 }

@@ -1,27 +1,29 @@
 //! A session: one kernel connection, served until it ends.
 
-mod control;
 mod handshake;
 mod worker;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use thiserror::Error;
 
-pub use self::handshake::Negotiated;
+pub use self::handshake::{Negotiated, Transport};
 
-use self::handshake::handshake;
+use self::handshake::{Offer, receive};
 use self::worker::{Buffers, Disconnect, serve};
-use crate::config::Config;
+use crate::config::{Config, RingChoice};
+use crate::control;
 use crate::device::Device;
 use crate::dispatch::{Serving, guarded};
 use crate::handler::Handler;
 use crate::notify::Notifier;
+use crate::ring::{Attached, Attachment, NoRing, Prepared};
 
 /// Why a session could not be started.
 #[derive(Debug, Error)]
@@ -44,6 +46,9 @@ pub enum StartError {
     /// Kernel and server could not agree.
     #[error("the kernel refused the session")]
     Handshake(#[source] io::Error),
+    /// [`RingChoice::Required`] cannot be had.
+    #[error("requests cannot come over io_uring")]
+    NoRing(#[source] NoRing),
     /// The operating system refused.
     #[error("no thread for the session")]
     Thread(#[source] io::Error),
@@ -82,27 +87,53 @@ struct Ended {
 
 impl Session {
     /// Serves `handler` on a `/dev/fuse` descriptor that somebody mounted. Returns once the kernel agreed;
-    /// from then on threads of the session serve it until it is unmounted or aborted.
+    /// from then on it is served until it is unmounted or aborted.
     ///
     /// # Errors
-    /// [`StartError`]. The handler is not asked for anything then.
+    /// [`StartError`]. [`Handler::destroy`] is called only where the session had begun.
     pub fn start(fd: OwnedFd, config: Config, handler: Arc<dyn Handler>) -> Result<Self, StartError> {
         let device = Device::new(fd)?;
         let connection = control::connection_of(&device);
-        let negotiated = handshake(&device, &config)?;
+        let offer = receive(&device, &config)?;
+        let (prepared, ring) = match prepare_ring(&offer, &device, &config) {
+            Ok(prepared) => (Some(prepared), Ok(())),
+            Err(why) if config.ring == RingChoice::Required => {
+                offer.decline(&device);
+                return Err(StartError::NoRing(why));
+            }
+            Err(why) => (None, Err(why)),
+        };
+        let mut negotiated = offer.accept(&device, &config, ring);
         guarded(|| handler.init(&negotiated));
+
         let closed = Arc::new(AtomicBool::new(false));
         let notifier = Notifier::new(device.downgrade());
         let granted = negotiated.flags;
-        let serving = Arc::new(Serving { device, handler, granted, closed: Arc::clone(&closed) });
+        let serving = Arc::new(Serving {
+            device,
+            handler,
+            granted,
+            closed: Arc::clone(&closed),
+            connection,
+            file: AtomicU64::new(0),
+        });
         let ended = Arc::new(Ended::default());
-        let session = Self { ended: Arc::clone(&ended), closed, notifier, negotiated, connection };
-
-        let size = session.negotiated.payload_bytes();
-        let threads = config.threads;
+        let required = config.ring == RingChoice::Required;
+        let service = Service { serving, buffer_bytes: negotiated.payload_bytes(), config };
+        let (begun, begin) = mpsc::channel();
+        let run = {
+            let ended = Arc::clone(&ended);
+            move || ended.set(service.run(prepared, &begun))
+        };
         // Where there is no thread, the device is closed, and with it the connection.
-        spawn(move || run(serving, size, threads, connection, &ended)).map_err(StartError::Thread)?;
-        Ok(session)
+        spawn(run).map_err(StartError::Thread)?;
+        match begin.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) if required => return Err(StartError::NoRing(why)),
+            Ok(Err(why)) => negotiated.transport = Transport::Device(why),
+            Err(error) => return Err(StartError::Thread(io::Error::other(error))),
+        }
+        Ok(Self { ended, closed, notifier, negotiated, connection })
     }
 
     /// Returns what kernel and server agreed on.
@@ -147,7 +178,7 @@ impl Session {
     /// `ENOTCONN`, and the connection ends with the last mount.
     pub fn abort(&self) {
         self.closed.store(true, Ordering::Release);
-        cut(self.connection);
+        control::cut(self.connection);
     }
 }
 
@@ -162,52 +193,97 @@ impl Ended {
     }
 }
 
-/// A session's main thread: serves until the end, and sees to it that everybody learns of that.
-fn run(serving: Arc<Serving>, buffer_bytes: usize, threads: usize, connection: Option<u32>, ended: &Ended) {
-    let helpers = start_helpers(&serving, buffer_bytes, threads.saturating_sub(1));
-    let mut disconnect = serve(&serving, Buffers::new(buffer_bytes));
-    if let Disconnect::Failed(error) = &disconnect {
-        tracing::error!(%error, "the device failed; the session is cut");
-        serving.closed.store(true, Ordering::Release);
-        cut(connection);
+/// Makes ready what requests over io_uring need, or says why they cannot come that way.
+fn prepare_ring(offer: &Offer, device: &Device, config: &Config) -> Result<Prepared, NoRing> {
+    if config.ring == RingChoice::Never {
+        return Err(NoRing::NotWanted);
     }
-    for helper in helpers {
-        // They read from the same device, and end as it does.
-        if let Ok(Disconnect::Failed(error)) = helper.join()
-            && !matches!(disconnect, Disconnect::Failed(_))
-        {
-            disconnect = Disconnect::Failed(error);
+    offer.has_ring()?;
+    let prepared =
+        config.ring_pool.prepare(device.shared(), config.ring_depth, offer.negotiated.payload_bytes());
+    prepared.map_err(|error| NoRing::Unavailable(error.to_string()))
+}
+
+/// A session's main thread.
+struct Service {
+    serving: Arc<Serving>,
+    buffer_bytes: usize,
+    config: Config,
+}
+
+impl Service {
+    /// Serves until the end, and sees to it that the handler learns of that.
+    fn run(self, prepared: Option<Prepared>, begun: &Sender<Result<(), NoRing>>) -> End {
+        let attachment = self.attach(prepared, begun);
+        let helpers = if attachment.is_some() { 0 } else { self.config.threads.saturating_sub(1) };
+        let disconnect = self.serve_device(helpers);
+        let aborted = self.serving.closed.load(Ordering::Acquire);
+        let end = match disconnect {
+            Disconnect::Failed(error) => End::Failed(error.to_string()),
+            Disconnect::Aborted => End::Aborted,
+            Disconnect::Unmounted if aborted => End::Aborted,
+            Disconnect::Unmounted => End::Unmounted,
+        };
+        self.serving.closed.store(true, Ordering::Release);
+        if let Some(attachment) = attachment {
+            attachment.detach();
         }
+        guarded(|| self.serving.handler.destroy(&end));
+        end
     }
-    let end = match disconnect {
-        Disconnect::Failed(error) => End::Failed(error.to_string()),
-        Disconnect::Aborted => End::Aborted,
-        Disconnect::Unmounted if serving.closed.load(Ordering::Acquire) => End::Aborted,
-        Disconnect::Unmounted => End::Unmounted,
-    };
-    guarded(|| serving.handler.destroy(&end));
-    // The device goes first: who waits for the end may want to see it closed.
-    drop(serving);
-    ended.set(end);
-}
 
-/// Starts further threads; one fewer is no reason to fail.
-fn start_helpers(serving: &Arc<Serving>, buffer_bytes: usize, count: usize) -> Vec<JoinHandle<Disconnect>> {
-    let helpers = (0..count).map(|_| {
-        let serving = Arc::clone(serving);
-        spawn(move || serve(&serving, Buffers::new(buffer_bytes)))
-    });
-    helpers
-        .filter_map(|helper| {
-            helper.inspect_err(|error| tracing::warn!(%error, "a thread less serves the session")).ok()
-        })
-        .collect()
-}
+    /// Takes a place in the pool, if that was agreed on, and tells whether the session has begun.
+    fn attach(&self, prepared: Option<Prepared>, begun: &Sender<Result<(), NoRing>>) -> Option<Attachment> {
+        let (result, attachment) =
+            match prepared.map(|prepared| self.config.ring_pool.attach(prepared, &self.serving)) {
+                None => (Ok(()), None),
+                Some(Attached::Yes(attachment)) => (Ok(()), Some(attachment)),
+                Some(Attached::No(error)) => {
+                    if self.config.ring == RingChoice::Required {
+                        self.serving.cut();
+                    }
+                    (Err(NoRing::Refused(error)), None)
+                }
+                Some(Attached::Lost) => {
+                    // The kernel waits for all queues. Whoever waits for the kernel has to be told.
+                    self.serving.cut();
+                    (Err(NoRing::Unavailable("a thread died".to_owned())), None)
+                }
+            };
+        begun.send(result).ok();
+        attachment
+    }
 
-fn cut(connection: Option<u32>) {
-    let Some(connection) = connection else { return };
-    if let Err(error) = control::abort(connection) {
-        tracing::debug!(%error, connection, "connection is not cut, only refused");
+    /// Serves the device until it says why there is no more.
+    fn serve_device(&self, helpers: usize) -> Disconnect {
+        let helpers = self.start_helpers(helpers);
+        let mut disconnect = serve(&self.serving, Buffers::new(self.buffer_bytes));
+        if let Disconnect::Failed(error) = &disconnect {
+            tracing::error!(%error, "the device failed; the session is cut");
+            self.serving.cut();
+        }
+        for helper in helpers {
+            // They read from the same device, and end as it does.
+            if let Ok(Disconnect::Failed(error)) = helper.join()
+                && !matches!(disconnect, Disconnect::Failed(_))
+            {
+                disconnect = Disconnect::Failed(error);
+            }
+        }
+        disconnect
+    }
+
+    /// Starts further threads; one fewer is no reason to fail.
+    fn start_helpers(&self, count: usize) -> Vec<JoinHandle<Disconnect>> {
+        let helpers = (0..count).map(|_| {
+            let (serving, buffer_bytes) = (Arc::clone(&self.serving), self.buffer_bytes);
+            spawn(move || serve(&serving, Buffers::new(buffer_bytes)))
+        });
+        helpers
+            .filter_map(|helper| {
+                helper.inspect_err(|error| tracing::warn!(%error, "a thread less serves the session")).ok()
+            })
+            .collect()
     }
 }
 

@@ -1,10 +1,16 @@
 //! All unsafe code: system calls that have no safe wrapper elsewhere.
 
+mod ring;
+mod slot;
+
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
+
+pub(crate) use self::ring::{Completion, Ring};
+pub(crate) use self::slot::Slot;
 
 /// The device's group of ioctl numbers.
 const FUSE_DEV_IOC: u8 = 229;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fuse_uring::{Config, Errno, InitFlags, Request};
+use fuse_uring::{Config, Errno, InitFlags, Request, RingChoice};
 use vout::fs::{Attr, Caller, Filesystem, FsError, NodeId};
 use vout::report::Stream;
 
@@ -183,7 +183,9 @@ impl Adapter {
         // The kernel grants passthrough only together with a stack depth.
         flags.set(InitFlags::PASSTHROUGH, self.options.passthrough);
         let max_stack_depth = if self.options.passthrough { STACK_DEPTH_MAX } else { 0 };
-        Config { flags, max_write: WRITE_BYTES_MAX, max_stack_depth, ..Config::default() }
+        // Requests on several threads at once come with `--transport`.
+        let ring = RingChoice::Never;
+        Config { flags, max_write: WRITE_BYTES_MAX, max_stack_depth, ring, ..Config::default() }
     }
 
     /// Returns what is to answer a request.

@@ -10,6 +10,7 @@ pub(crate) enum NotifyCode {
     InvalInode = 2,
     InvalEntry = 3,
     Store = 4,
+    Retrieve = 5,
     Delete = 6,
     Resend = 7,
     IncEpoch = 8,
@@ -41,6 +42,16 @@ pub(crate) struct InvalEntryOut {
 impl InvalEntryOut {
     /// The name is to be asked for again, but not dropped.
     pub(crate) const EXPIRE_ONLY: u32 = 1 << 0;
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub(crate) struct NotifyRetrieveOut {
+    pub(crate) notify_unique: u64,
+    pub(crate) nodeid: u64,
+    pub(crate) offset: u64,
+    pub(crate) size: u32,
+    pub(crate) padding: u32,
 }
 
 /// Followed by the name and a zero byte.

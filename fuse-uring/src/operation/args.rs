@@ -24,7 +24,6 @@ impl<'a> Args<'a> {
     }
 
     /// A request in two.
-    #[cfg(test)]
     pub(crate) const fn split(structure: &'a [u8], payload: &'a [u8]) -> Self {
         Self { head: structure, tail: payload }
     }

@@ -5,12 +5,13 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::StartError;
 use crate::abi::{
-    InHeader, InitFlags, InitIn, InitOut, MAJOR, MINOR, MINOR_MIN, Opcode, PAGES_DEFAULT,
+    InHeader, InitFlags, InitIn, InitOut, MAJOR, MINOR, MINOR_MIN, MINOR_RING, Opcode, PAGES_DEFAULT,
     READ_BUFFER_BYTES_MIN, decode_flags, encode_flags,
 };
 use crate::config::Config;
 use crate::device::Device;
 use crate::operation::decode_init;
+use crate::ring::NoRing;
 
 /// Room for the first request.
 const INIT_BYTES_MAX: usize = 16 * 1024;
@@ -33,6 +34,24 @@ pub struct Negotiated {
     pub max_pages: u16,
     /// Largest read-ahead, in bytes.
     pub max_readahead: u32,
+    /// How requests come.
+    pub transport: Transport,
+}
+
+/// How requests come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// Over io_uring; forgets and interruptions over `/dev/fuse`.
+    Ring,
+    /// Over `/dev/fuse`, and why not over io_uring.
+    Device(NoRing),
+}
+
+/// The kernel's offer, not answered yet.
+pub(super) struct Offer {
+    unique: u64,
+    minor: u32,
+    pub(super) negotiated: Negotiated,
 }
 
 impl Negotiated {
@@ -44,8 +63,8 @@ impl Negotiated {
     }
 }
 
-/// Answers the kernel's first request.
-pub(super) fn handshake(device: &Device, config: &Config) -> Result<Negotiated, StartError> {
+/// Reads the kernel's first request.
+pub(super) fn receive(device: &Device, config: &Config) -> Result<Offer, StartError> {
     let mut buffer = vec![0; INIT_BYTES_MAX];
     loop {
         let (header, init) = read_init(device, &mut buffer)?;
@@ -60,9 +79,38 @@ pub(super) fn handshake(device: &Device, config: &Config) -> Result<Negotiated, 
             return Err(StartError::Version { major: init.major, minor: init.minor });
         }
         let negotiated = negotiate(&init, config);
-        let answer = answer(&negotiated, config);
-        device.answer(header.unique, Ok(answer.as_bytes()));
-        return Ok(negotiated);
+        return Ok(Offer { unique: header.unique, minor: init.minor, negotiated });
+    }
+}
+
+impl Offer {
+    /// Returns whether the kernel would send requests over io_uring.
+    pub(super) fn has_ring(&self) -> Result<(), NoRing> {
+        if self.negotiated.offered.contains(InitFlags::OVER_IO_URING) {
+            Ok(())
+        } else if self.minor < MINOR_RING {
+            Err(NoRing::Kernel(self.minor))
+        } else {
+            Err(NoRing::Disabled)
+        }
+    }
+
+    /// Takes the offer, with the ring or without.
+    pub(super) fn accept(mut self, device: &Device, config: &Config, ring: Result<(), NoRing>) -> Negotiated {
+        self.negotiated.transport = match ring {
+            Ok(()) => {
+                self.negotiated.flags |= InitFlags::OVER_IO_URING;
+                Transport::Ring
+            }
+            Err(why) => Transport::Device(why),
+        };
+        device.answer(self.unique, Ok(answer(&self.negotiated, config).as_bytes()));
+        self.negotiated
+    }
+
+    /// Declines it: the mount is of no use then.
+    pub(super) fn decline(self, device: &Device) {
+        device.answer(self.unique, Err(Errno::PROTO));
     }
 }
 
@@ -88,7 +136,7 @@ fn negotiate(init: &InitIn, config: &Config) -> Negotiated {
     if config.max_stack_depth == 0 || flags.contains(InitFlags::WRITEBACK_CACHE) {
         flags.remove(InitFlags::PASSTHROUGH);
     }
-    // Nothing here answers in time by itself, or aligns mappings.
+    // Nothing here answers in time by itself, or aligns mappings. The ring is agreed on later.
     flags.remove(InitFlags::REQUEST_TIMEOUT | InitFlags::MAP_ALIGNMENT | InitFlags::OVER_IO_URING);
     let pages = if flags.contains(InitFlags::MAX_PAGES) { config.max_pages.max(1) } else { PAGES_DEFAULT };
     Negotiated {
@@ -98,6 +146,7 @@ fn negotiate(init: &InitIn, config: &Config) -> Negotiated {
         max_write: config.max_write.max(WRITE_BYTES_MIN),
         max_pages: pages,
         max_readahead: config.max_readahead.min(init.max_readahead),
+        transport: Transport::Device(NoRing::NotWanted),
     }
 }
 

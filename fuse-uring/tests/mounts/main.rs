@@ -4,7 +4,9 @@
 
 #[path = "../support/mounting.rs"]
 mod mounting;
+#[macro_use]
+mod support;
 mod operations;
 mod sessions;
-mod support;
+mod switch;
 mod test_fs;

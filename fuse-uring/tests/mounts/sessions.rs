@@ -9,15 +9,28 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use fuse_uring::{Config, End, Errno, InitFlags, ROOT_NODE, Session, StartError};
+use fuse_uring::{
+    Config, End, Errno, InitFlags, NoRing, ROOT_NODE, RingChoice, Session, StartError, Transport,
+};
 
 use crate::mounting;
 use crate::support::{Mounted, PATIENCE, eventually, unmount};
+use crate::switch::Switch;
 use crate::test_fs::{Served, TestFs};
 
-#[test]
-fn a_session_ends_with_its_mount() -> io::Result<()> {
-    let mounted = Mounted::new()?;
+over_both_transports! {
+    a_session_ends_with_its_mount,
+    an_abort_ends_the_session_and_whoever_waits_for_it,
+    several_sessions_are_served_at_once,
+    an_interrupted_caller_is_reported,
+    nodes_are_forgotten,
+    the_kernel_drops_what_it_is_told_to,
+    names_expire_and_epochs_pass,
+    content_can_be_put_into_the_kernels_cache,
+}
+
+fn a_session_ends_with_its_mount(ring: RingChoice) -> io::Result<()> {
+    let mounted = Mounted::new(ring)?;
     assert!(mounted.session.negotiated().version >= (7, 31));
     assert_eq!(mounted.session.wait(Some(Duration::ZERO)), None);
     mounted.unmount()?;
@@ -31,9 +44,8 @@ fn a_session_ends_with_its_mount() -> io::Result<()> {
 
 /// Goal: an aborted session leaves nobody waiting. Method: abort while one caller waits for an answer that
 /// does not come.
-#[test]
-fn an_abort_ends_the_session_and_whoever_waits_for_it() -> io::Result<()> {
-    let mounted = Mounted::new()?;
+fn an_abort_ends_the_session_and_whoever_waits_for_it(ring: RingChoice) -> io::Result<()> {
+    let mounted = Mounted::new(ring)?;
     let late = mounted.path("bad-late");
     let waiter = thread::spawn(move || fs::metadata(late));
     assert!(eventually(|| mounted.fs.counts.lookups.load(Ordering::Relaxed) > 0));
@@ -49,9 +61,8 @@ fn an_abort_ends_the_session_and_whoever_waits_for_it() -> io::Result<()> {
     Ok(())
 }
 
-#[test]
-fn several_sessions_are_served_at_once() -> io::Result<()> {
-    let mounted = (0..5).map(|_| Mounted::new()).collect::<io::Result<Vec<_>>>()?;
+fn several_sessions_are_served_at_once(ring: RingChoice) -> io::Result<()> {
+    let mounted = (0..5).map(|_| Mounted::new(ring)).collect::<io::Result<Vec<_>>>()?;
     for one in &mounted {
         assert_eq!(fs::read(one.path("hello"))?, b"hello, world\n");
     }
@@ -65,9 +76,8 @@ fn several_sessions_are_served_at_once() -> io::Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_interrupted_caller_is_reported() -> io::Result<()> {
-    let mounted = Mounted::new()?;
+fn an_interrupted_caller_is_reported(ring: RingChoice) -> io::Result<()> {
+    let mounted = Mounted::new(ring)?;
     let mut child = Command::new("stat")
         .arg(mounted.path("bad-late"))
         .stdout(Stdio::null())
@@ -81,9 +91,8 @@ fn an_interrupted_caller_is_reported() -> io::Result<()> {
     Ok(())
 }
 
-#[test]
-fn nodes_are_forgotten() -> io::Result<()> {
-    let mounted = Mounted::new()?;
+fn nodes_are_forgotten(ring: RingChoice) -> io::Result<()> {
+    let mounted = Mounted::new(ring)?;
     for number in 0..20 {
         let path = mounted.path(&number.to_string());
         File::create(&path)?;
@@ -93,9 +102,8 @@ fn nodes_are_forgotten() -> io::Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_kernel_drops_what_it_is_told_to() -> io::Result<()> {
-    let mounted = Mounted::new()?;
+fn the_kernel_drops_what_it_is_told_to(ring: RingChoice) -> io::Result<()> {
+    let mounted = Mounted::new(ring)?;
     let (path, notifier) = (mounted.path("hello"), mounted.session.notifier());
     assert_eq!(fs::metadata(&path)?.len(), 13);
 
@@ -122,10 +130,9 @@ fn the_kernel_drops_what_it_is_told_to() -> io::Result<()> {
     Ok(())
 }
 
-#[test]
-fn names_expire_and_epochs_pass() -> io::Result<()> {
+fn names_expire_and_epochs_pass(ring: RingChoice) -> io::Result<()> {
     let config = Config { flags: InitFlags::HAS_EXPIRE_ONLY, ..Config::default() };
-    let mounted = Mounted::with(TestFs::new(None), config)?;
+    let mounted = Mounted::with(ring, TestFs::new(None), config)?;
     let notifier = mounted.session.notifier();
     let lookups = || mounted.fs.counts.lookups.load(Ordering::Relaxed);
     fs::metadata(mounted.path("hello"))?;
@@ -142,15 +149,49 @@ fn names_expire_and_epochs_pass() -> io::Result<()> {
     Ok(())
 }
 
-#[test]
-fn content_can_be_put_into_the_kernels_cache() -> io::Result<()> {
-    let mounted = Mounted::new()?;
+fn content_can_be_put_into_the_kernels_cache(ring: RingChoice) -> io::Result<()> {
+    let mounted = Mounted::new(ring)?;
     let mut file = File::open(mounted.path("hello"))?;
     mounted.session.notifier().store(mounted.fs.node("hello"), 0, b"HELLO, WORLD\n")?;
     let mut content = String::new();
     file.read_to_string(&mut content)?;
     assert_eq!(content, "HELLO, WORLD\n");
     assert_eq!(mounted.fs.counts.reads.load(Ordering::Relaxed), 0);
+    Ok(())
+}
+
+/// Returns a session over a mount of its own, which is taken away at once.
+fn started(config: Config) -> io::Result<Result<Session, StartError>> {
+    let fs: &'static TestFs = Box::leak(Box::new(TestFs::new(None)));
+    let dir = tempfile::tempdir()?;
+    let session = Session::start(mounting::mount(dir.path())?, config, Arc::new(Served(fs)));
+    unmount(dir.path())?;
+    Ok(session)
+}
+
+#[test]
+fn the_transport_is_told_and_why() -> io::Result<()> {
+    let config = |ring| Config { ring, ..Config::default() };
+    let session = started(config(RingChoice::Never))?.map_err(io::Error::other)?;
+    assert_eq!(session.negotiated().transport, Transport::Device(NoRing::NotWanted));
+    let _switch = Switch::on()?;
+    for ring in [RingChoice::Auto, RingChoice::Required] {
+        let session = started(config(ring))?.map_err(io::Error::other)?;
+        assert_eq!(session.negotiated().transport, Transport::Ring);
+        assert!(session.negotiated().flags.contains(InitFlags::OVER_IO_URING));
+        assert_eq!(session.wait(Some(PATIENCE)), Some(End::Unmounted));
+    }
+    Ok(())
+}
+
+#[test]
+fn without_the_ring_a_session_falls_back_or_is_refused() -> io::Result<()> {
+    let _switch = Switch::off()?;
+    let config = |ring| Config { ring, ..Config::default() };
+    let session = started(config(RingChoice::Auto))?.map_err(io::Error::other)?;
+    assert_eq!(session.negotiated().transport, Transport::Device(NoRing::Disabled));
+    let refused = started(config(RingChoice::Required))?;
+    assert!(matches!(refused, Err(StartError::NoRing(NoRing::Disabled))), "{refused:?}");
     Ok(())
 }
 

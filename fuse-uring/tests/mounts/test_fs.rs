@@ -80,6 +80,7 @@ impl TestFs {
         nodes.add("hello", Content::File(b"hello, world\n".to_vec()));
         nodes.add("big", Content::File(big()));
         nodes.add("link", Content::Link("hello".into()));
+        nodes.add("late", Content::File(b"soon".to_vec()));
         nodes.add("backed", Content::File(Vec::new()));
         Self {
             counts: Counts::default(),
@@ -152,7 +153,10 @@ impl TestFs {
     }
 
     fn open(&self, request: &Request<'_>, reply: Reply<'_>) {
-        let open = OpenOut { fh: request.node(), ..OpenOut::default() };
+        let mut open = OpenOut { fh: request.node(), ..OpenOut::default() };
+        if request.node() == self.node("late") {
+            open.open_flags = FopenFlags::DIRECT_IO.bits();
+        }
         let Some(file) = self.backing.as_ref().filter(|_| request.node() == self.node("backed")) else {
             return reply.open(&open);
         };
@@ -166,12 +170,20 @@ impl TestFs {
         }
     }
 
-    fn read(&self, node: u64, offset: u64, reply: Reply<'_>) {
+    fn read(&'static self, node: u64, offset: u64, reply: Reply<'_>) {
         self.counts.reads.fetch_add(1, Ordering::Relaxed);
         let nodes = self.nodes();
         let Some(Content::File(content)) = nodes.contents.get(&node) else {
             return reply.error(Errno::INVAL);
         };
+        if node == nodes.names[OsStr::new("late")] {
+            let (late, fs) = (reply.defer(), self);
+            thread::spawn(move || {
+                fs.gate.wait();
+                late.answer(|reply| reply.bytes(b"late"));
+            });
+            return;
+        }
         let rest = content.get(usize::try_from(offset).unwrap()..).unwrap_or(&[]);
         reply.fill(|buffer| {
             let size = rest.len().min(buffer.len());

@@ -11,15 +11,22 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 const CONTROL_DIR: &str = "/sys/fs/fuse/connections";
 
 /// Returns the number of a mounted descriptor's connection. Older kernels do not tell.
-pub(super) fn connection_of(device: &impl AsFd) -> Option<u32> {
+pub(crate) fn connection_of(device: &impl AsFd) -> Option<u32> {
     let path = format!("/proc/self/fdinfo/{}", device.as_fd().as_raw_fd());
     let info = std::fs::read_to_string(path).ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
     line.trim().parse().ok()
 }
 
-/// Cuts a connection.
-pub(super) fn abort(connection: u32) -> io::Result<()> {
+/// Cuts a connection, where that is possible.
+pub(crate) fn cut(connection: Option<u32>) {
+    let Some(connection) = connection else { return };
+    if let Err(error) = abort(connection) {
+        tracing::debug!(%error, connection, "connection is not cut, only refused");
+    }
+}
+
+fn abort(connection: u32) -> io::Result<()> {
     let file = PathBuf::from(connection.to_string()).join("abort");
     match write_one(CWD, &Path::new(CONTROL_DIR).join(&file)) {
         Ok(()) => Ok(()),
