@@ -24,6 +24,9 @@ use crate::state::{FileKind, PathState};
 /// Name of the store's directory in a workspace; never visible in a view or a live mount.
 pub const STORE_NAME: &str = ".vout";
 
+/// Longest path in one system call, without the byte that ends it.
+const PATH_BYTES_MAX: usize = 4095;
+
 /// The workspace's real files.
 #[derive(Debug)]
 pub struct Base {
@@ -119,22 +122,18 @@ impl Base {
         if self.hides(path) {
             return Err(Errno::NOENT);
         }
-        let name = if path.is_root() { OsStr::new(".") } else { path.as_os_str() };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        loop {
-            let opened = rustix::fs::openat2(
-                &*self.root,
-                name,
-                flags | OFlags::CLOEXEC,
-                Mode::from_bits_truncate(mode),
-                resolve,
-            );
-            match opened {
-                // The kernel gives up where the tree is renamed during resolution.
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                other => return other,
-            }
+        let mode = Mode::from_bits_truncate(mode);
+        let mut rest = if path.is_root() { &b"."[..] } else { path.as_bytes() };
+        let mut dir = None;
+        // Programs get deeper than one path can be by going there step by step.
+        while rest.len() > PATH_BYTES_MAX {
+            let step = rest[..PATH_BYTES_MAX].iter().rposition(|&byte| byte == b'/');
+            let (step, left) = rest.split_at(step.ok_or(Errno::NAMETOOLONG)?);
+            let steps = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+            dir = Some(open_beneath(dir.as_ref().unwrap_or(&self.root), step, steps, Mode::empty())?);
+            rest = &left[1..];
         }
+        open_beneath(dir.as_ref().unwrap_or(&self.root), rest, flags, mode)
     }
 
     /// Opens the directory `path` as a starting point for names in it.
@@ -343,6 +342,17 @@ impl From<Stat> for BaseStat {
             blocks: stat.st_blocks as u64,
             block_size_bytes: stat.st_blksize as u32,
             atime: time(stat.st_atime, stat.st_atime_nsec),
+        }
+    }
+}
+
+fn open_beneath(dir: &OwnedFd, path: &[u8], flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve) {
+            // The kernel gives up where the tree is renamed during resolution.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
         }
     }
 }
