@@ -4,6 +4,7 @@
 //! reached by an absolute path, so a process that serves the mount never waits on the mount. Resolution
 //! stays beneath the descriptor and follows no symbolic link (`openat2(2)`).
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -191,12 +192,22 @@ impl Base {
     /// # Errors
     /// Those of `openat2(2)` and `getdents64(2)`.
     pub fn list(&self, path: &RelPath) -> rustix::io::Result<Option<Vec<(OsString, FileKind)>>> {
+        let mut names = Vec::new();
+        let is_dir = self.walk_names(path, |name, kind, _| names.push((name.to_owned(), kind)))?;
+        Ok(is_dir.then_some(names))
+    }
+
+    /// Calls `each` with name, kind and inode number of what is in a directory; returns whether it is one.
+    fn walk_names(
+        &self,
+        path: &RelPath,
+        mut each: impl FnMut(&OsStr, FileKind, u64),
+    ) -> rustix::io::Result<bool> {
         let dir = match self.open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, 0) {
             Ok(dir) => dir,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
             Err(errno) => return Err(errno),
         };
-        let mut names = Vec::new();
         for entry in rustix::fs::Dir::new(dir)? {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
@@ -211,9 +222,42 @@ impl Base {
                     None => continue,
                 },
             };
-            names.push((name.to_owned(), kind));
+            each(name, kind, entry.ino());
         }
-        Ok(Some(names))
+        Ok(true)
+    }
+
+    /// Adds all names of some files, given as device and inode number, to `paths`. Lists every directory.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)` and `getdents64(2)`.
+    pub(crate) fn names_of(
+        &self,
+        files: &HashSet<(u64, u64)>,
+        paths: &mut Vec<RelPathBuf>,
+    ) -> rustix::io::Result<()> {
+        let numbers: HashSet<u64> = files.iter().map(|(_, ino)| *ino).collect();
+        let mut dirs = vec![RelPathBuf::root()];
+        while let Some(dir) = dirs.pop() {
+            let mut found = Vec::new();
+            let listed = self.walk_names(&dir, |name, kind, ino| match kind {
+                FileKind::Dir => dirs.push(dir.join(name)),
+                _ if numbers.contains(&ino) => found.push(dir.join(name)),
+                _ => {}
+            });
+            match listed {
+                // What may not be listed has no names that could be replaced.
+                Err(Errno::ACCESS) => continue,
+                other => other?,
+            };
+            for path in found {
+                let stat = self.stat(&path)?;
+                if stat.is_some_and(|stat| files.contains(&(stat.identity.dev, stat.identity.ino))) {
+                    paths.push(path);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn hidden_parent(&self, path: &RelPath) -> bool {
