@@ -4,7 +4,6 @@
 //! reached by an absolute path, so a process that serves the mount never waits on the mount. Resolution
 //! stays beneath the descriptor and follows no symbolic link (`openat2(2)`).
 
-use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -24,9 +23,6 @@ use crate::state::{FileKind, PathState};
 
 /// Name of the store's directory in a workspace; never visible in a view or a live mount.
 pub const STORE_NAME: &str = ".vout";
-
-/// Longest path in one system call, without the byte that ends it.
-const PATH_BYTES_MAX: usize = 4095;
 
 /// The workspace's real files.
 #[derive(Debug)]
@@ -123,18 +119,22 @@ impl Base {
         if self.hides(path) {
             return Err(Errno::NOENT);
         }
-        let mode = Mode::from_bits_truncate(mode);
-        let mut rest = if path.is_root() { &b"."[..] } else { path.as_bytes() };
-        let mut dir = None;
-        // Programs get deeper than one path can be by going there step by step.
-        while rest.len() > PATH_BYTES_MAX {
-            let step = rest[..PATH_BYTES_MAX].iter().rposition(|&byte| byte == b'/');
-            let (step, left) = rest.split_at(step.ok_or(Errno::NAMETOOLONG)?);
-            let steps = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-            dir = Some(open_beneath(dir.as_ref().unwrap_or(&self.root), step, steps, Mode::empty())?);
-            rest = &left[1..];
+        let name = if path.is_root() { OsStr::new(".") } else { path.as_os_str() };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        loop {
+            let opened = rustix::fs::openat2(
+                &*self.root,
+                name,
+                flags | OFlags::CLOEXEC,
+                Mode::from_bits_truncate(mode),
+                resolve,
+            );
+            match opened {
+                // The kernel gives up where the tree is renamed during resolution.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return other,
+            }
         }
-        open_beneath(dir.as_ref().unwrap_or(&self.root), rest, flags, mode)
     }
 
     /// Opens the directory `path` as a starting point for names in it.
@@ -192,22 +192,12 @@ impl Base {
     /// # Errors
     /// Those of `openat2(2)` and `getdents64(2)`.
     pub fn list(&self, path: &RelPath) -> rustix::io::Result<Option<Vec<(OsString, FileKind)>>> {
-        let mut names = Vec::new();
-        let is_dir = self.walk_names(path, |name, kind, _| names.push((name.to_owned(), kind)))?;
-        Ok(is_dir.then_some(names))
-    }
-
-    /// Calls `each` with name, kind and inode number of what is in a directory; returns whether it is one.
-    fn walk_names(
-        &self,
-        path: &RelPath,
-        mut each: impl FnMut(&OsStr, FileKind, u64),
-    ) -> rustix::io::Result<bool> {
         let dir = match self.open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, 0) {
             Ok(dir) => dir,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             Err(errno) => return Err(errno),
         };
+        let mut names = Vec::new();
         for entry in rustix::fs::Dir::new(dir)? {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
@@ -222,42 +212,9 @@ impl Base {
                     None => continue,
                 },
             };
-            each(name, kind, entry.ino());
+            names.push((name.to_owned(), kind));
         }
-        Ok(true)
-    }
-
-    /// Adds all names of some files, given as device and inode number, to `paths`. Lists every directory.
-    ///
-    /// # Errors
-    /// Those of `openat2(2)` and `getdents64(2)`.
-    pub(crate) fn names_of(
-        &self,
-        files: &HashSet<(u64, u64)>,
-        paths: &mut Vec<RelPathBuf>,
-    ) -> rustix::io::Result<()> {
-        let numbers: HashSet<u64> = files.iter().map(|(_, ino)| *ino).collect();
-        let mut dirs = vec![RelPathBuf::root()];
-        while let Some(dir) = dirs.pop() {
-            let mut found = Vec::new();
-            let listed = self.walk_names(&dir, |name, kind, ino| match kind {
-                FileKind::Dir => dirs.push(dir.join(name)),
-                _ if numbers.contains(&ino) => found.push(dir.join(name)),
-                _ => {}
-            });
-            match listed {
-                // What may not be listed has no names that could be replaced.
-                Err(Errno::ACCESS) => continue,
-                other => other?,
-            };
-            for path in found {
-                let stat = self.stat(&path)?;
-                if stat.is_some_and(|stat| files.contains(&(stat.identity.dev, stat.identity.ino))) {
-                    paths.push(path);
-                }
-            }
-        }
-        Ok(())
+        Ok(Some(names))
     }
 
     fn hidden_parent(&self, path: &RelPath) -> bool {
@@ -322,6 +279,56 @@ impl Base {
     /// Those of `fstatvfs(3)`.
     pub fn stats(&self) -> rustix::io::Result<StatVfs> {
         rustix::fs::fstatvfs(&*self.root)
+    }
+}
+
+/// Examines one path after another; where they lie in one directory, its name is resolved only once.
+///
+/// # Limitations
+/// A directory that is renamed meanwhile is still the one that was opened: not to be kept for long.
+#[derive(Debug)]
+pub struct Nearby<'a> {
+    base: &'a Base,
+    /// The directory of the last path that shared it with the one before.
+    dir: Option<(RelPathBuf, Option<OwnedFd>)>,
+    /// The directory of the last path.
+    last: Option<RelPathBuf>,
+}
+
+impl<'a> Nearby<'a> {
+    /// Starts nowhere.
+    #[must_use]
+    pub fn new(base: &'a Base) -> Self {
+        Self { base, dir: None, last: None }
+    }
+
+    /// Returns what is at `path`, or `None` where nothing is.
+    ///
+    /// # Errors
+    /// Those of [`Base::stat`].
+    pub fn stat(&mut self, path: &RelPath) -> rustix::io::Result<Option<BaseStat>> {
+        let Some((parent, name)) = path.split_last().filter(|_| !self.base.hides(path)) else {
+            return self.base.stat(path);
+        };
+        if self.dir.as_ref().is_none_or(|(dir, _)| **dir != *parent) {
+            if self.last.as_deref() != Some(parent) {
+                // Opening a directory pays from the second path in it.
+                self.last = Some(parent.to_owned());
+                return self.base.stat(path);
+            }
+            let opened = match self.base.open_dir(parent) {
+                Ok(opened) => Some(opened),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
+                Err(errno) => return Err(errno),
+            };
+            self.dir = Some((parent.to_owned(), opened));
+        }
+        let Some((_, Some(dir))) = &self.dir else { return Ok(None) };
+        match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(BaseStat::from(stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
 }
 
@@ -390,17 +397,6 @@ impl From<Stat> for BaseStat {
     }
 }
 
-fn open_beneath(dir: &OwnedFd, path: &[u8], flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    loop {
-        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve) {
-            // The kernel gives up where the tree is renamed during resolution.
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            other => return other,
-        }
-    }
-}
-
 /// Translates a file type; `None` where it is unknown.
 #[must_use]
 pub fn kind_of(file_type: FileType) -> Option<FileKind> {
@@ -450,6 +446,44 @@ mod tests {
         assert_eq!(base.stat(path("out")).unwrap().unwrap().kind, FileKind::Symlink);
         assert_eq!(base.stat(path("out/passwd")).unwrap(), None);
         assert_eq!(base.read_link(path("out")).unwrap(), "/etc");
+    }
+
+    #[test]
+    fn paths_in_one_directory_are_examined_as_each_alone() {
+        let (dir, base) = base();
+        std::fs::create_dir_all(dir.path().join("d/e")).unwrap();
+        std::fs::create_dir_all(dir.path().join(".vout/archives")).unwrap();
+        std::fs::write(dir.path().join("d/file"), "content").unwrap();
+        symlink("d", dir.path().join("link")).unwrap();
+        symlink("file", dir.path().join("d/link")).unwrap();
+        let mut near = Nearby::new(&base);
+        for text in [
+            "d",
+            "d/e",
+            "d/file",
+            "d/link",
+            "d/none",
+            "d/e/none",
+            "d/e/none2",
+            "d/e/none3",
+            "link",
+            "link/e",
+            "link/file",
+            "link/link",
+            "d/file/x",
+            "d/file/y",
+            "d/file/z",
+            "none/x",
+            "none/y",
+            "none/z",
+            ".vout",
+            ".vout/archives",
+            ".vout/journal",
+            ".vout/x",
+            "",
+        ] {
+            assert_eq!(near.stat(path(text)), base.stat(path(text)), "{text}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -77,8 +77,6 @@ pub enum Step {
     Symlink(RelPathBuf, Vec<u8>, Attributes),
     /// Make a pipe, socket or device.
     Special(RelPathBuf, FileKind, u32, Attributes),
-    /// Give a directory these user attributes and no others.
-    Xattrs(RelPathBuf, Vec<(Vec<u8>, Vec<u8>)>),
 }
 
 /// Attributes of what is not a regular file.
@@ -133,7 +131,7 @@ pub fn plan<E>(
     for Change { path, object } in changes {
         let Some(object) = object else { continue };
         steps.push(match object {
-            NewObject::Dir(meta, _) => Step::Dir(path.clone(), meta.into()),
+            NewObject::Dir(meta) => Step::Dir(path.clone(), meta.into()),
             NewObject::Symlink { target, meta } => {
                 Step::Symlink(path.clone(), target.as_bytes().to_owned(), meta.into())
             }
@@ -150,10 +148,6 @@ pub fn plan<E>(
                 }
             },
         });
-        if let NewObject::Dir(_, Some(xattrs)) = object {
-            let bytes = |(name, value): &(OsString, Vec<u8>)| (name.as_bytes().to_owned(), value.clone());
-            steps.push(Step::Xattrs(path.clone(), xattrs.iter().map(bytes).collect()));
-        }
     }
     Ok(steps)
 }
@@ -168,7 +162,7 @@ pub fn superseded(tree: &Tree, changes: &[Change]) -> Result<Vec<(Arc<Layer>, Re
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     for Change { path, object } in changes {
-        let is_dir = matches!(object, Some(NewObject::Dir(..)));
+        let is_dir = matches!(object, Some(NewObject::Dir(_)));
         for (number, layer) in layers.iter().enumerate() {
             let toc = layer.archive().toc();
             let records: Vec<_> = match is_dir {
@@ -242,7 +236,7 @@ impl Journal {
         let mut records = Vec::with_capacity(self.steps.len());
         for step in &self.steps {
             let record = match step {
-                Step::Remove(_) | Step::Special(..) | Step::Xattrs(..) => continue,
+                Step::Remove(_) | Step::Special(..) => continue,
                 Step::Dir(path, _) if path.is_root() => continue,
                 Step::Dir(path, attributes) => attributes.record(path, RecordKind::Dir),
                 Step::Symlink(path, target, attributes) => {
@@ -281,8 +275,9 @@ impl Journal {
         base: &Base,
         staging: &OwnedFd,
     ) -> Result<(), CommitError> {
+        let mut parents = Parents { base, last: None };
         for step in self.steps.iter().take(moves) {
-            step.apply(base, staging).map_err(at(step.path()))?;
+            step.apply(base, staging, &mut parents).map_err(at(step.path()))?;
         }
         // Filling a directory changes its time, and may need permissions that it does not keep.
         for step in self.steps.iter().rev().take(moves.saturating_sub(self.steps.len())) {
@@ -300,22 +295,23 @@ impl Step {
             | Self::Blob(path, _)
             | Self::Link { path, .. }
             | Self::Symlink(path, ..)
-            | Self::Special(path, ..)
-            | Self::Xattrs(path, _) => path,
+            | Self::Special(path, ..) => path,
         }
     }
 
-    fn apply(&self, base: &Base, staging: &OwnedFd) -> rustix::io::Result<()> {
+    fn apply(&self, base: &Base, staging: &OwnedFd, parents: &mut Parents<'_>) -> rustix::io::Result<()> {
+        if !matches!(self, Self::Blob(..)) {
+            parents.last = None;
+        }
         match self {
             Self::Remove(path) => base.remove_all(path),
             Self::Dir(path, _) => make_dir(base, path),
-            Self::Blob(path, blob) => put_blob(base, staging, path, *blob),
+            Self::Blob(path, blob) => put_blob(parents, staging, path, *blob),
             Self::Link { first, path } => link(base, first, path),
             Self::Symlink(path, target, attributes) => {
                 put_symlink(base, path, OsStr::from_bytes(target), attributes)
             }
             Self::Special(path, kind, rdev, attributes) => put_special(base, path, *kind, *rdev, attributes),
-            Self::Xattrs(path, xattrs) => set_xattrs(base, path, xattrs),
         }
     }
 
@@ -409,35 +405,72 @@ fn set_attributes(dir: std::os::fd::BorrowedFd<'_>, name: &OsStr, to: &Attribute
     rustix::fs::chmodat(dir, name, Mode::from_bits_truncate(to.mode), AtFlags::empty())
 }
 
-/// A file system without such attributes goes without.
-fn set_xattrs(base: &Base, path: &RelPath, xattrs: &[(Vec<u8>, Vec<u8>)]) -> rustix::io::Result<()> {
-    let object = base.open(path, OFlags::PATH | OFlags::NOFOLLOW, 0)?;
-    for (name, _) in crate::xattr::user_xattrs_at(&object)? {
-        if !xattrs.iter().any(|(kept, _)| kept.as_slice() == name.as_bytes()) {
-            crate::xattr::remove(&object, &name)?;
-        }
-    }
-    for (name, value) in xattrs {
-        crate::xattr::set_where_supported(&object, OsStr::from_bytes(name), value)?;
-    }
-    Ok(())
+/// The directory that the last blob was put into, as long as nothing but blobs is put anywhere.
+struct Parents<'a> {
+    base: &'a Base,
+    last: Option<(RelPathBuf, OwnedFd)>,
 }
 
-fn put_blob(base: &Base, staging: &OwnedFd, path: &RelPath, blob: u64) -> rustix::io::Result<()> {
-    let blob = blob_name(blob);
-    match rustix::fs::statat(staging, &blob, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(_) => {}
-        Err(Errno::NOENT) => return Ok(()),
-        Err(errno) => return Err(errno),
+impl Parents<'_> {
+    fn knows(&self, path: &RelPath) -> bool {
+        self.last.as_ref().is_some_and(|(dir, _)| path.parent() == Some(dir))
     }
-    remove_dir_in_the_way(base, path)?;
-    let (dir, name) = parent(base, path)?;
-    match rustix::fs::renameat(staging, &blob, &dir, name) {
+
+    /// Opens the directory that holds `path`, making missing directories above it.
+    fn of<'p>(&mut self, path: &'p RelPath) -> rustix::io::Result<(&OwnedFd, &'p OsStr)> {
+        let (dir, name) = path.split_last().ok_or(Errno::BUSY)?;
+        let opened = match self.last.take() {
+            Some((known, opened)) if *known == *dir && !self.base.hides(path) => opened,
+            _ => parent(self.base, path)?.0,
+        };
+        let (_, opened) = self.last.insert((dir.to_owned(), opened));
+        Ok((opened, name))
+    }
+}
+
+fn put_blob(
+    parents: &mut Parents<'_>,
+    staging: &OwnedFd,
+    path: &RelPath,
+    blob: u64,
+) -> rustix::io::Result<()> {
+    let blob = blob_name(blob);
+    // What was put there before may be gone since, with its directory, which then is not made again.
+    if !parents.knows(path) && is_gone(staging, &blob)? {
+        return Ok(());
+    }
+    let base = parents.base;
+    let (dir, name) = parents.of(path)?;
+    match rustix::fs::renameat(staging, &blob, dir, name) {
+        Err(Errno::NOENT) if is_gone(staging, &blob)? => Ok(()),
+        Err(Errno::ISDIR) => {
+            base.remove_all(path)?;
+            move_blob((staging, &blob), (dir, name))
+        }
+        Err(Errno::XDEV) => {
+            remove_dir_in_the_way(base, path)?;
+            move_blob((staging, &blob), (dir, name))
+        }
+        other => other,
+    }
+}
+
+fn is_gone(staging: &OwnedFd, blob: &OsStr) -> rustix::io::Result<bool> {
+    match rustix::fs::statat(staging, blob, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(false),
+        Err(Errno::NOENT) => Ok(true),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Moves a blob to a name that no directory has, from another file system where need be.
+fn move_blob((staging, blob): (&OwnedFd, &OsStr), (dir, name): (&OwnedFd, &OsStr)) -> rustix::io::Result<()> {
+    match rustix::fs::renameat(staging, blob, dir, name) {
         Err(Errno::XDEV) => {
             let temp = temp_name(name);
-            copy_file((staging, &blob), (&dir, &temp))?;
-            rustix::fs::renameat(&dir, &temp, &dir, name)?;
-            rustix::fs::unlinkat(staging, &blob, AtFlags::empty())
+            copy_file((staging, blob), (dir, &temp))?;
+            rustix::fs::renameat(dir, &temp, dir, name)?;
+            rustix::fs::unlinkat(staging, blob, AtFlags::empty())
         }
         other => other,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use crate::base::{Base, BaseStat, Identity};
@@ -19,7 +19,7 @@ const SETTLED_AFTER: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub struct ContentHashes {
     /// By device and inode. Released before the index is asked.
-    known: Mutex<Known>,
+    known: RwLock<Known>,
     index: Option<Arc<Index>>,
 }
 
@@ -33,7 +33,7 @@ impl ContentHashes {
     /// Starts with what `index` remembers, if there is one.
     #[must_use]
     pub fn new(index: Option<Arc<Index>>) -> Self {
-        Self { known: Mutex::default(), index }
+        Self { known: RwLock::default(), index }
     }
 
     /// Saves the hashes that were computed since the last call.
@@ -48,8 +48,8 @@ impl ContentHashes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers a hash that was computed on the way.
@@ -67,7 +67,7 @@ impl ContentHashes {
     #[must_use]
     pub fn known(&self, identity: &Identity) -> Option<Digest> {
         let key = (identity.dev, identity.ino);
-        let remembered = self.lock().hashes.get(&key).copied();
+        let remembered = self.known.read().unwrap_or_else(PoisonError::into_inner).hashes.get(&key).copied();
         let remembered = match remembered {
             Some(row) => row,
             None => {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use crate::archive::{Record, RecordKind};
-use crate::base::BaseStat;
+use crate::base::{BaseStat, Nearby};
 use crate::claim::{Claimed, Owned, still_describes};
 use crate::content::ContentHashes;
 use crate::fs::FsError;
@@ -50,7 +50,20 @@ impl Logical<'_> {
     /// # Errors
     /// Where the tree cannot be read.
     pub fn state(&self, path: &RelPath, dependency: Dependency) -> Result<PathState, FsError> {
-        let found = self.tree.find(path, self.seen())?;
+        self.state_near(path, dependency, &mut Nearby::new(self.tree.base()))
+    }
+
+    /// As [`state`](Self::state), for many paths of few directories.
+    ///
+    /// # Errors
+    /// Where the tree cannot be read.
+    pub fn state_near(
+        &self,
+        path: &RelPath,
+        dependency: Dependency,
+        near: &mut Nearby<'_>,
+    ) -> Result<PathState, FsError> {
+        let found = self.tree.find_near(path, self.seen(), near)?;
         if let Some(owned) = self.owned(path, found.as_ref())? {
             let is_dir = found.as_ref().is_some_and(|found| found.kind() == FileKind::Dir);
             match owned.before {

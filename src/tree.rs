@@ -16,7 +16,7 @@ use thiserror::Error;
 
 pub use self::layer::{Layer, Stale};
 use crate::archive::{ArchiveError, Record, RecordKind};
-use crate::base::{Base, BaseStat};
+use crate::base::{Base, BaseStat, Nearby};
 use crate::fs::{Attr, NodeId};
 use crate::index::TaskId;
 use crate::path::{RelPath, RelPathBuf};
@@ -161,6 +161,19 @@ impl Tree {
     /// # Errors
     /// [`TreeError`].
     pub fn find(&self, path: &RelPath, seen: Perspective<'_>) -> Result<Option<Found>, TreeError> {
+        self.find_near(path, seen, &mut Nearby::new(&self.base))
+    }
+
+    /// As [`find`](Self::find), for many paths of few directories.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub fn find_near(
+        &self,
+        path: &RelPath,
+        seen: Perspective<'_>,
+        near: &mut Nearby<'_>,
+    ) -> Result<Option<Found>, TreeError> {
         if path.is_root() {
             let stat = self.base.stat(path).map_err(TreeError::base(path))?;
             return Ok(stat.map(Found::Base));
@@ -189,7 +202,7 @@ impl Tree {
                 }
             }
         }
-        let Some(stat) = self.base.stat(path).map_err(TreeError::base(path))? else {
+        let Some(stat) = near.stat(path).map_err(TreeError::base(path))? else {
             return Ok(implied);
         };
         if self.is_stale(&layers, path, &stat, seen)? {
@@ -378,7 +391,7 @@ fn virtual_attr(node: NodeId, layer: &Layer, record: &Record) -> Attr {
         ino: node.0,
         kind: record_kind(&record.kind).unwrap_or(FileKind::Dir),
         mode: record.mode,
-        nlink: layer.links(record),
+        nlink: record.links(),
         uid: record.uid,
         gid: record.gid,
         rdev: 0,

@@ -240,8 +240,9 @@ impl<'scope> Pipeline<'_, 'scope> {
         if batch.is_empty() {
             return Ok(());
         }
+        let expected_bytes = self.packer.pack_bytes;
         self.submit(move |compressors| {
-            let mut raw = Vec::new();
+            let mut raw = Vec::with_capacity(expected_bytes);
             let mut piece = Piece { is_base: true, ..Piece::default() };
             for entry in batch {
                 pack_small(entry, &mut raw, &mut piece)?;

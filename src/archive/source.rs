@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
@@ -11,6 +11,8 @@ use rustix::io::Errno;
 
 use crate::archive::reader::Archive;
 use crate::archive::record::{Extent, Record, RecordKind};
+use crate::base::BaseStat;
+use crate::fs::FileKind;
 use crate::path::RelPathBuf;
 
 /// A file whose content can be packed.
@@ -27,7 +29,8 @@ pub trait FileSource: Send + Sync {
 
 /// The content of a [`FileSource`].
 pub trait FileContent: Send {
-    /// Reads at `offset`; 0 bytes mean the end.
+    /// Reads at `offset`; fewer bytes than there is room for where a file ends (or a piece of it does), 0 at
+    /// and behind its end.
     ///
     /// # Errors
     /// Those of the medium.
@@ -68,36 +71,42 @@ impl FileSource for DiskFile {
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let path = self.path.as_os_str();
         let file = File::from(rustix::fs::openat2(&*self.dir, path, flags, Mode::empty(), beneath)?);
-        if !file.metadata()?.is_file() {
+        let stat = BaseStat::from(rustix::fs::fstat(&file)?);
+        if stat.kind != FileKind::File {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file any more"));
         }
-        Ok(Box::new(file))
+        Ok(Box::new(DiskContent { file, stat }))
     }
 }
 
-impl FileContent for File {
+/// An open [`DiskFile`].
+struct DiskContent {
+    file: File,
+    stat: BaseStat,
+}
+
+impl FileContent for DiskContent {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        FileExt::read_at(self, buffer, offset)
+        self.file.read_at(buffer, offset)
     }
 
     fn data_extents(&self) -> io::Result<Option<Vec<Extent>>> {
         const BLOCK: u64 = 512;
-        let meta = self.metadata()?;
-        let size_bytes = meta.len();
-        if meta.blocks().saturating_mul(BLOCK) >= size_bytes {
+        let size_bytes = self.stat.identity.size_bytes;
+        if self.stat.blocks.saturating_mul(BLOCK) >= size_bytes {
             return Ok(None);
         }
         let mut extents = Vec::new();
         let mut position = 0;
         while position < size_bytes {
-            let start = match rustix::fs::seek(self.as_fd(), SeekFrom::Data(position)) {
+            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(position)) {
                 Ok(start) => start,
                 Err(Errno::NXIO) => break,
                 // The file system knows no holes.
                 Err(Errno::INVAL) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            let end = rustix::fs::seek(self.as_fd(), SeekFrom::Hole(start))?.min(size_bytes);
+            let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?.min(size_bytes);
             if end <= start {
                 break;
             }

@@ -191,7 +191,6 @@ impl Site {
             staging: Arc::new(open("staging")),
             without: None,
             passthrough: false,
-            xattrs: false,
         });
         Self { dir, view, tree }
     }

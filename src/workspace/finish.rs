@@ -14,6 +14,7 @@ use super::unfinished::Unfinished;
 use super::{ProgressSink, Run, Workspace, WorkspaceError, chain, forgo, now_secs};
 use crate::archive::restore::restore_object;
 use crate::archive::{Record, RecordKind};
+use crate::base::Nearby;
 use crate::claim::{absent_record, encode_before};
 use crate::commit::{Journal, LayerPunch, plan, superseded};
 use crate::copy::copy_file;
@@ -168,14 +169,15 @@ impl Workspace {
 
     /// Returns a recorded path that no longer is what the task saw first.
     fn changed_under(&self, view: &View, asked: &Asked) -> Result<Option<RelPathBuf>, FsError> {
+        let near = || Nearby::new(self.tree.base());
         view.with_recording(|recording| {
             let paths = recording.iter().map(|(path, _)| path);
             let paths: Vec<_> = paths.filter(|path| !asked.input.excludes(path)).collect();
             paths
                 .par_iter()
-                .map(|path| {
+                .map_init(near, |near, path| {
                     let Some(observed) = recording.get(path) else { return Ok(None) };
-                    let same = self.still_as_seen(path, &observed, view.perspective(), asked)?;
+                    let same = self.still_as_seen((path, &observed), view.perspective(), asked, near)?;
                     Ok((!same).then(|| (*path).to_owned()))
                 })
                 .find_any(|checked: &Result<Option<RelPathBuf>, FsError>| !matches!(checked, Ok(None)))
@@ -185,12 +187,12 @@ impl Workspace {
 
     fn still_as_seen(
         &self,
-        path: &RelPath,
-        seen: &Observed<'_>,
+        (path, seen): (&RelPath, &Observed<'_>),
         perspective: Perspective<'_>,
         asked: &Asked,
+        near: &mut Nearby<'_>,
     ) -> Result<bool, FsError> {
-        let found = self.tree.find(path, perspective)?;
+        let found = self.tree.find_near(path, perspective, near)?;
         let probe = found.as_ref().map_or(PathState::Absent, Found::probe);
         if probe != seen.probe {
             return Ok(false);
@@ -245,8 +247,9 @@ impl Workspace {
 
     fn with_befores(&self, asked: &Asked, changes: Vec<Change>) -> Result<Vec<Changed>, WorkspaceError> {
         let logical = self.logical(asked);
-        let changed = changes.into_par_iter().map(|change| {
-            let before = logical.state(&change.path, Dependency::READ | Dependency::LINK)?;
+        let near = || Nearby::new(self.tree.base());
+        let changed = changes.into_par_iter().map_init(near, |near, change| {
+            let before = logical.state_near(&change.path, Dependency::READ | Dependency::LINK, near)?;
             Ok(Changed { change, before })
         });
         Ok(changed.collect::<Result<_, FsError>>()?)
@@ -323,9 +326,10 @@ impl Workspace {
             recording.path_set(|path| asked.input.auto() && !asked.input.excludes(path))
         });
         let logical = self.logical(asked);
-        let states = set
-            .par_iter()
-            .map(|(path, dependency)| Ok(filtered(logical.state(path, *dependency)?, path, &asked.input)));
+        let near = || Nearby::new(self.tree.base());
+        let states = set.par_iter().map_init(near, |near, (path, dependency)| {
+            Ok(filtered(logical.state_near(path, *dependency, near)?, path, &asked.input))
+        });
         let recorded = states.collect::<Result<_, FsError>>().map_err(storage)?;
         Ok((set, InputStates { recorded, globbed: asked.globbed.clone() }))
     }
@@ -414,7 +418,7 @@ impl Workspace {
         for Changed { change, before } in changed {
             let path = &change.path;
             records.remove(path);
-            if !matches!(change.object, Some(NewObject::Dir(..))) {
+            if !matches!(change.object, Some(NewObject::Dir(_))) {
                 outputs::remove_below(&mut records, path);
             }
             if change.object.is_none() && *before != PathState::Absent {

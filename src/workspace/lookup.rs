@@ -1,12 +1,14 @@
 //! Looking a task up: from its weak key to path sets, from the present state of their paths to an entry.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use uuid::Uuid;
 
 use super::{Workspace, WorkspaceError, chain, forgo, now_secs};
 use crate::archive::Archive;
+use crate::base::Nearby;
 use crate::claim::Claimed;
 use crate::digest::Digest;
 use crate::filter::Filter;
@@ -26,6 +28,9 @@ const COMPARED_MAX: usize = 8;
 
 /// Differences named in a miss; more are not told apart by anybody.
 const DIFFERENCES_MAX: usize = 50;
+
+/// Members of a path set whose states one thread computes in one go.
+const STATES_AT_ONCE: usize = 512;
 
 /// A task with all that its lookup needs, computed once.
 pub(super) struct Asked {
@@ -76,7 +81,8 @@ impl Lookup {
 struct States<'a> {
     logical: Logical<'a>,
     filter: &'a Filter,
-    known: HashMap<(RelPathBuf, Dependency), PathState>,
+    /// Path sets with the states of their members.
+    known: Vec<(PathSet, Vec<PathState>)>,
 }
 
 impl Workspace {
@@ -125,13 +131,14 @@ impl Workspace {
     }
 
     fn lookup_in_index(&self, asked: &Asked) -> Result<Lookup, WorkspaceError> {
-        let mut states = States { logical: self.logical(asked), filter: &asked.input, known: HashMap::new() };
+        let mut states = States { logical: self.logical(asked), filter: &asked.input, known: Vec::new() };
         let mut bad_archive = None;
         for (digest, blob) in self.index.path_sets(asked.weak)? {
             let Ok(set) = postcard::from_bytes::<PathSet>(&blob) else { continue };
             let inputs = (set.len() + asked.globbed.len()) as u64;
             let present = states.of_set(&set, &asked.globbed)?;
             let Some(entry) = self.index.entry_by_strong(strong_key(asked.weak, digest, &present))? else {
+                states.known.push((set, present.recorded));
                 continue;
             };
             match self.open_entry_archive(&entry) {
@@ -170,6 +177,7 @@ impl Workspace {
                 if facets.same_input(&asked.facets) {
                     differences.extend(globbed_differences(&then.globbed, &now.globbed));
                 }
+                states.known.push((set, now.recorded));
             }
             if differences.is_empty() {
                 continue;
@@ -268,22 +276,36 @@ pub(super) struct StoredInputs {
 
 impl States<'_> {
     fn of_set(
-        &mut self,
+        &self,
         set: &PathSet,
         globbed: &[(RelPathBuf, PathState)],
     ) -> Result<InputStates, WorkspaceError> {
-        let mut recorded = Vec::with_capacity(set.len());
-        for (path, dependency) in set {
-            let key = (path.clone(), *dependency);
-            if let Some(state) = self.known.get(&key) {
-                recorded.push(state.clone());
-                continue;
+        let recorded = match set.len() <= STATES_AT_ONCE {
+            // Waking other threads would take longer.
+            true => self.of_members(set)?,
+            false => {
+                let parts = set.par_chunks(STATES_AT_ONCE).map(|members| self.of_members(members));
+                parts.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
             }
-            let state = filtered(self.logical.state(path, *dependency)?, path, self.filter);
-            recorded.push(state.clone());
-            self.known.insert(key, state);
-        }
+        };
         Ok(InputStates { recorded, globbed: globbed.to_vec() })
+    }
+
+    fn of_members(&self, members: &[(RelPathBuf, Dependency)]) -> Result<Vec<PathState>, FsError> {
+        let mut near = Nearby::new(self.logical.tree.base());
+        let state = |member: &(RelPathBuf, Dependency)| {
+            if let Some(known) = self.known_state(member) {
+                return Ok(known.clone());
+            }
+            let (path, dependency) = member;
+            let state = self.logical.state_near(path, *dependency, &mut near)?;
+            Ok(filtered(state, path, self.filter))
+        };
+        members.iter().map(state).collect()
+    }
+
+    fn known_state(&self, member: &(RelPathBuf, Dependency)) -> Option<&PathState> {
+        self.known.iter().find_map(|(set, states)| states.get(set.binary_search(member).ok()?))
     }
 }
 

@@ -8,6 +8,7 @@ use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rayon::prelude::*;
 use rustix::fs::AtFlags;
 use uuid::Uuid;
 
@@ -83,7 +84,7 @@ pub(super) fn collect(
     }
     for Changed { change, before } in changed {
         written.remove(&change.path);
-        if !matches!(change.object, Some(NewObject::Dir(..))) {
+        if !matches!(change.object, Some(NewObject::Dir(_))) {
             remove_below(&mut written, &change.path);
         }
         match &change.object {
@@ -179,8 +180,13 @@ impl Workspace {
             return Ok(None);
         }
         let mut names = FirstNames::default();
-        let items: Vec<_> =
-            outputs.iter().map(|output| self.item(output, view, &mut names)).collect::<Result<_, _>>()?;
+        let staged: Vec<_> =
+            outputs.par_iter().map(|output| staged(output, view)).collect::<Result<_, _>>()?;
+        let items: Vec<_> = outputs
+            .iter()
+            .zip(staged)
+            .map(|(output, staged)| self.item(output, staged, view, &mut names))
+            .collect::<Result<_, _>>()?;
         let files_total = items.len() as u64;
         let bytes_total = items.iter().map(item_bytes).sum();
         let done = Mutex::new((0, 0));
@@ -199,22 +205,27 @@ impl Workspace {
         Ok(Some(PackedArchive { file: temp, archive_bytes, content_bytes }))
     }
 
-    fn item(&self, output: &Output, view: &View, names: &mut FirstNames) -> Result<Item, NotStored> {
+    fn item(
+        &self,
+        output: &Output,
+        staged: Option<Staged>,
+        view: &View,
+        names: &mut FirstNames,
+    ) -> Result<Item, NotStored> {
         let path = &output.path;
         let (meta, source) = match &output.what {
             What::Deleted => (Meta::default(), Source::Absent),
-            What::Changed(NewObject::Dir(meta, xattrs)) => {
-                (Meta { xattrs: xattrs.clone().unwrap_or_default(), ..plain_meta(meta) }, Source::Dir)
-            }
+            What::Changed(NewObject::Dir(meta)) => (plain_meta(meta), Source::Dir),
             What::Changed(NewObject::Symlink { target, meta }) => {
                 (plain_meta(meta), Source::Symlink(target.clone()))
             }
             What::Changed(NewObject::Special { kind, .. }) => (Meta::default(), Source::Special(*kind)),
             What::Changed(NewObject::File(file)) => {
                 let id = FileId::Node(file.node);
-                match &file.content {
-                    Content::Blob(blob) => staged_item(view, *blob, names.first(id, path))?,
-                    Content::Lower(lower) => {
+                match (&file.content, staged) {
+                    (_, Some(staged)) => staged.item(view, names.first(id, path)),
+                    (Content::Blob(_), None) => return Err(NotStored::InputChanged(path.clone())),
+                    (Content::Lower(lower), None) => {
                         let found = self.tree.find(lower, view.perspective()).map_err(storage)?;
                         self.found_item(lower, found, names.first(id, path))?
                     }
@@ -306,17 +317,33 @@ fn file_source(linked: Option<RelPathBuf>, open: impl FnOnce() -> Box<dyn FileSo
     linked.map_or_else(|| Source::File(open()), Source::HardLink)
 }
 
-fn staged_item(view: &View, blob: u64, linked: Option<RelPathBuf>) -> Result<(Meta, Source), NotStored> {
+/// A blob of the staging directory.
+struct Staged {
+    name: RelPathBuf,
+    meta: Meta,
+    size_bytes: u64,
+}
+
+/// Examines the blob of an output that is one.
+fn staged(output: &Output, view: &View) -> Result<Option<Staged>, NotStored> {
+    let What::Changed(NewObject::File(file)) = &output.what else { return Ok(None) };
+    let Content::Blob(blob) = file.content else { return Ok(None) };
     let name = blob_name(blob);
-    let dir: &Arc<OwnedFd> = view.staging();
-    let stat = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(storage)?;
+    let stat = rustix::fs::statat(view.staging(), &name, AtFlags::SYMLINK_NOFOLLOW).map_err(storage)?;
     let stat = BaseStat::from(stat);
     let mut meta = stat_meta(&stat);
     meta.xattrs = view.blob_xattrs(blob).map_err(storage)?;
-    let path = RelPathBuf::new(name.into_encoded_bytes()).map_err(storage)?;
-    let size_bytes = stat.identity.size_bytes;
-    let source = file_source(linked, || Box::new(DiskFile { dir: Arc::clone(dir), path, size_bytes }));
-    Ok((meta, source))
+    let name = RelPathBuf::new(name.into_encoded_bytes()).map_err(storage)?;
+    Ok(Some(Staged { name, meta, size_bytes: stat.identity.size_bytes }))
+}
+
+impl Staged {
+    fn item(self, view: &View, linked: Option<RelPathBuf>) -> (Meta, Source) {
+        let Self { name: path, meta, size_bytes } = self;
+        let dir: &Arc<OwnedFd> = view.staging();
+        let source = file_source(linked, || Box::new(DiskFile { dir: Arc::clone(dir), path, size_bytes }));
+        (meta, source)
+    }
 }
 
 fn stat_meta(stat: &BaseStat) -> Meta {

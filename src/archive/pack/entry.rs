@@ -106,6 +106,9 @@ impl<'a> OpenSource<'a> {
 
     /// Appends all that is stored and returns the hash of the whole.
     fn read_all(&self, raw: &mut Vec<u8>) -> Result<Digest, PackError> {
+        if self.extents.is_none() {
+            return self.read_whole(raw);
+        }
         let mut hasher = Hasher::default();
         let mut position = 0;
         for extent in self.stored() {
@@ -120,6 +123,28 @@ impl<'a> OpenSource<'a> {
         hash_hole(&mut hasher, self.size_bytes - position);
         self.check_end()?;
         Ok(hasher.finish())
+    }
+
+    /// As [`read_all`](Self::read_all) without holes, in the fewest calls: a byte of room beyond the end tells
+    /// that it is the end.
+    fn read_whole(&self, raw: &mut Vec<u8>) -> Result<Digest, PackError> {
+        let start = raw.len();
+        // Bounded: only files below the split size are read at once.
+        let size = usize::try_from(self.size_bytes).unwrap_or(usize::MAX - 1);
+        raw.resize(start + size + 1, 0);
+        let mut done = 0;
+        while done < size {
+            match self.read_some(done as u64, &mut raw[start + done..])? {
+                0 => return Err(self.size_changed(done as u64)),
+                n => done += n,
+            }
+        }
+        // An empty file was not read at all.
+        if done > size || (size == 0 && self.read_some(0, &mut raw[start..])? > 0) {
+            return Err(self.size_changed(self.size_bytes + 1));
+        }
+        raw.truncate(start + size);
+        Ok(Digest::of(&raw[start..]))
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PackError> {
