@@ -16,7 +16,6 @@ mod filters;
 mod hostile;
 mod inputs;
 mod interrupts;
-mod likeness;
 mod logical;
 mod mounts;
 mod real;

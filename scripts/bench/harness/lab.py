@@ -88,7 +88,7 @@ class Lab:
         place = self.results / "programs"
         place.mkdir(exist_ok=True)
         made = {"read-files": PROGRAMS / "read-files.mjs"}
-        for name in ("timed", "touch-files", "io"):
+        for name in ("timed", "touch-files", "io", "ops"):
             made[name] = place / name
             command = ["cc", "-O2", "-static", "-o", made[name], PROGRAMS / f"{name}.c"]
             subprocess.run(command, check=True)
