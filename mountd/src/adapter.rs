@@ -21,7 +21,7 @@ use vout::report::Stream;
 
 use self::counts::RequestCounts;
 use self::files::{DirSlot, FileSlot};
-use self::tables::{Backings, Handles, Lookups};
+use self::tables::{Backings, Executed, Handles, Lookups};
 use crate::errno::errno_of;
 use crate::session::SessionEnd;
 use crate::terminal::{self, Terminal};
@@ -127,6 +127,7 @@ pub struct Adapter {
     files: Handles<FileSlot>,
     dirs: Handles<DirSlot>,
     backings: Backings,
+    executed: Executed,
     /// Called at the session's end.
     on_end: Mutex<Option<OnEnd>>,
 }
@@ -148,6 +149,7 @@ impl Adapter {
             files: Handles::default(),
             dirs: Handles::default(),
             backings: Backings::default(),
+            executed: Executed::default(),
             on_end: Mutex::default(),
         }
     }

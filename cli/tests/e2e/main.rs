@@ -18,6 +18,7 @@ mod inputs;
 mod interrupts;
 mod logical;
 mod mounts;
+mod programs;
 mod real;
 mod recorder;
 mod restore;

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fuse_uring::{BackingId, Device, FopenFlags, OpenOut, Request};
-use vout::fs::{Attr, Caller, DirEntry, Filesystem, FsError, NodeId, OpenFile, SeekTo};
+use rustix::io::Errno;
+use vout::fs::{Attr, Caller, DirEntry, Filesystem, FsError, NodeId, OpenFile, OpenFlags, SeekTo};
 use vout::report::Stream;
 
 use super::convert::{is_exclusive, open_flags};
@@ -15,7 +16,7 @@ use crate::terminal::{self, Terminal};
 
 /// An open file.
 pub(super) enum FileSlot {
-    Core { node: NodeId, file: Arc<dyn OpenFile> },
+    Core { node: NodeId, file: Arc<dyn OpenFile>, executed: bool },
     Terminal(Stream),
 }
 
@@ -53,8 +54,12 @@ impl Adapter {
                 FopenFlags::DIRECT_IO | FopenFlags::NONSEEKABLE | FopenFlags::STREAM | FopenFlags::NOFLUSH;
             return Ok(OpenOut { fh, open_flags: flags.bits(), backing_id: 0 });
         }
-        let file = self.core(request).open(node, open_flags(flags, kill_set_id))?;
-        self.opened(node, file, request.device())
+        let flags = open_flags(flags, kill_set_id);
+        if flags.contains(OpenFlags::TRUNCATE) && self.executed.is_running(node) {
+            return Err(FsError::Os(Errno::TXTBSY.into()));
+        }
+        let file = self.core(request).open(node, flags)?;
+        self.opened(node, file, flags, request.device())
     }
 
     /// Creates a file and opens it; opens the one that somebody else created in the meantime.
@@ -75,7 +80,8 @@ impl Adapter {
             }
             (created, _) => created?,
         };
-        let opened = self.or_forget(attr.node, self.opened(attr.node, file, request.device()))?;
+        let opened =
+            self.or_forget(attr.node, self.opened(attr.node, file, OpenFlags::empty(), request.device()))?;
         Ok((attr, opened))
     }
 
@@ -87,10 +93,20 @@ impl Adapter {
         result
     }
 
-    fn opened(&self, node: NodeId, file: Arc<dyn OpenFile>, device: &Device) -> Result<OpenOut, FsError> {
+    fn opened(
+        &self,
+        node: NodeId,
+        file: Arc<dyn OpenFile>,
+        flags: OpenFlags,
+        device: &Device,
+    ) -> Result<OpenOut, FsError> {
         let offered = if self.state.granted.load(Ordering::Relaxed) { file.backing() } else { None };
         let backing = self.backings.open(node, offered, |fd| self.register(fd, device))?;
-        let fh = self.files.add(FileSlot::Core { node, file });
+        let executed = flags.contains(OpenFlags::EXEC);
+        if executed {
+            self.executed.open(node);
+        }
+        let fh = self.files.add(FileSlot::Core { node, file, executed });
         // Without a writeback cache nothing is pending at close but mapped pages, and the kernel writes
         // those when the mapping goes.
         let mut flags = FopenFlags::NOFLUSH;
@@ -116,8 +132,11 @@ impl Adapter {
 
     pub(super) fn released(&self, handle: u64) {
         if let Some(slot) = self.files.remove(handle)
-            && let FileSlot::Core { node, .. } = &*slot
+            && let FileSlot::Core { node, executed, .. } = &*slot
         {
+            if *executed {
+                self.executed.close(*node);
+            }
             self.backings.close(*node);
         }
     }

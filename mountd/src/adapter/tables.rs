@@ -149,6 +149,35 @@ impl Backings {
     }
 }
 
+/// Nodes that are being executed, and by how many open handles.
+///
+/// The kernel refuses to open them for writing (`ETXTBSY`) before it asks us. An open for reading that cuts the file to
+/// nothing it refuses only afterwards, when we would have cut it.
+#[derive(Default)]
+pub(crate) struct Executed(Mutex<HashMap<NodeId, u64>>);
+
+impl Executed {
+    /// Counts one handle more.
+    pub(crate) fn open(&self, node: NodeId) {
+        *lock(&self.0).entry(node).or_insert(0) += 1;
+    }
+
+    /// Counts one handle less.
+    pub(crate) fn close(&self, node: NodeId) {
+        let mut open = lock(&self.0);
+        let Some(handles) = open.get_mut(&node) else { return };
+        *handles -= 1;
+        if *handles == 0 {
+            open.remove(&node);
+        }
+    }
+
+    /// Returns whether a program runs from this node.
+    pub(crate) fn is_running(&self, node: NodeId) -> bool {
+        lock(&self.0).contains_key(&node)
+    }
+}
+
 /// Locks a table; none is left half changed by a panic.
 fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -205,6 +234,17 @@ mod tests {
             drop(handed);
         });
         assert!(!*lock(&alive));
+    }
+
+    #[test]
+    fn a_node_runs_until_its_last_handle_is_closed() {
+        let executed = Executed::default();
+        executed.open(NodeId(2));
+        executed.open(NodeId(2));
+        executed.close(NodeId(2));
+        assert!(executed.is_running(NodeId(2)) && !executed.is_running(NodeId(3)));
+        executed.close(NodeId(2));
+        assert!(!executed.is_running(NodeId(2)));
     }
 
     #[test]
