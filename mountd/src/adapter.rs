@@ -18,6 +18,7 @@ use std::time::Duration;
 use fuse_uring::{Config, Errno, InitFlags, Request, RingChoice};
 use vout::fs::{Attr, Caller, Filesystem, FsError, NodeId};
 use vout::report::Stream;
+use vout::serving::{Serving, Transport};
 
 use self::counts::RequestCounts;
 use self::files::{DirSlot, FileSlot};
@@ -44,8 +45,8 @@ pub struct AdapterOptions {
     pub attr_ttl: Duration,
     /// How long a name stays absent; `None`: no such answer is cached.
     pub negative_ttl: Option<Duration>,
-    /// Whether the kernel may read and write backing files directly.
-    pub passthrough: bool,
+    /// How requests come, and whether the kernel may read and write backing files directly.
+    pub serving: Serving,
     /// Whether the tree changes only through the mount, so that listings, link targets and contents may
     /// be cached without looking at times and sizes again.
     pub cache_dirs: bool,
@@ -54,24 +55,18 @@ pub struct AdapterOptions {
 impl AdapterOptions {
     /// Returns the options of a view: nobody else changes it, so every answer holds.
     #[must_use]
-    pub const fn view(passthrough: bool) -> Self {
-        Self {
-            entry_ttl: FOREVER,
-            attr_ttl: FOREVER,
-            negative_ttl: Some(FOREVER),
-            passthrough,
-            cache_dirs: true,
-        }
+    pub const fn view(serving: Serving) -> Self {
+        Self { entry_ttl: FOREVER, attr_ttl: FOREVER, negative_ttl: Some(FOREVER), serving, cache_dirs: true }
     }
 
     /// Returns the options of the live mount: the base may change beneath it.
     #[must_use]
-    pub const fn live(passthrough: bool) -> Self {
+    pub const fn live(serving: Serving) -> Self {
         Self {
             entry_ttl: Duration::from_secs(1),
             attr_ttl: Duration::from_secs(1),
             negative_ttl: None,
-            passthrough,
+            serving,
             cache_dirs: false,
         }
     }
@@ -183,10 +178,13 @@ impl Adapter {
             | InitFlags::SETXATTR_EXT;
         flags |= if self.options.cache_dirs { InitFlags::CACHE_SYMLINKS } else { InitFlags::AUTO_INVAL_DATA };
         // The kernel grants passthrough only together with a stack depth.
-        flags.set(InitFlags::PASSTHROUGH, self.options.passthrough);
-        let max_stack_depth = if self.options.passthrough { STACK_DEPTH_MAX } else { 0 };
-        // Requests on several threads at once come with `--transport`.
-        let ring = RingChoice::Never;
+        flags.set(InitFlags::PASSTHROUGH, self.options.serving.passthrough);
+        let max_stack_depth = if self.options.serving.passthrough { STACK_DEPTH_MAX } else { 0 };
+        let ring = match self.options.serving.transport {
+            Transport::Auto => RingChoice::Auto,
+            Transport::Uring => RingChoice::Required,
+            Transport::Dev => RingChoice::Never,
+        };
         Config { flags, max_write: WRITE_BYTES_MAX, max_stack_depth, ring, ..Config::default() }
     }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 /// How a session ended.
 pub use fuse_uring::End as SessionEnd;
-use fuse_uring::Notifier;
 /// Why a session could not be started.
 pub use fuse_uring::StartError as ServeError;
+use fuse_uring::{NoRing, Notifier, Transport};
 use vout::report::ServedReport;
 
 use crate::adapter::{Adapter, AdapterState};
@@ -53,9 +53,15 @@ impl Session {
     /// Returns how it is served, and what it was asked so far.
     #[must_use]
     pub fn report(&self) -> ServedReport {
+        let (over, why_not_ring) = match &self.served.negotiated().transport {
+            Transport::Ring => ("io_uring", None),
+            // Nothing to explain.
+            Transport::Device(NoRing::NotWanted) => ("/dev/fuse", None),
+            Transport::Device(why) => ("/dev/fuse", Some(why.to_string())),
+        };
         ServedReport {
-            over: "/dev/fuse".to_owned(),
-            why_not_ring: None,
+            over: over.to_owned(),
+            why_not_ring,
             passthrough: self.passthrough(),
             requests: self.adapter.requests(),
         }
@@ -76,5 +82,19 @@ impl Session {
     /// Ends the session: whatever its processes ask fails from now on.
     pub fn abort(&self) {
         self.served.abort();
+    }
+}
+
+/// Returns what to do about a session that did not start.
+pub(crate) fn hints(error: &ServeError) -> &'static [&'static str] {
+    match error {
+        ServeError::NoRing(NoRing::Disabled) => &[
+            "`echo Y | sudo tee /sys/module/fuse/parameters/enable_uring` switches it on until the next boot",
+            "`--transport auto` takes it where it is there, and /dev/fuse elsewhere",
+        ],
+        ServeError::NoRing(_) => {
+            &["`--transport auto` takes the ring where it is there, and /dev/fuse elsewhere"]
+        }
+        _ => &[],
     }
 }

@@ -17,7 +17,7 @@ use super::failure::{failure, internal, user_failure};
 use crate::adapter::{Adapter, AdapterOptions};
 use crate::invalidate::KernelInvalidator;
 use crate::live::{FUSE_DEVICE_PATH, LiveError, LiveMount, MountPlace, clear_dead, open_device};
-use crate::session::SessionEnd;
+use crate::session::{SessionEnd, hints};
 
 impl Server {
     pub(super) fn mount(self: &Arc<Self>, at: Option<PathBuf>, serving: Serving) -> Result<Event, Failure> {
@@ -38,8 +38,7 @@ impl Server {
         let told = Arc::<KernelInvalidator>::clone(&invalidator);
         let served = self.workspace.mount_live(told, serving, covers_base);
         let LiveTree { filesystem, announcer } = served.map_err(|error| internal(&error))?;
-        let adapter = Adapter::new(filesystem, AdapterOptions::live(serving.passthrough), None)
-            .with_announcer(announcer);
+        let adapter = Adapter::new(filesystem, AdapterOptions::live(serving), None).with_announcer(announcer);
         let (server, in_use) = (Arc::downgrade(self), self.activity.enter());
         let own = Arc::clone(&invalidator);
         let on_end = move |end: &SessionEnd| {
@@ -242,9 +241,10 @@ fn unmounted(materialised: Materialised, standing: bool) -> Event {
 fn mount_failure(error: &LiveError) -> Failure {
     tracing::warn!(%error, "not mounted");
     let denied = match error {
+        LiveError::Serve { source, .. } => return failure(FailureKind::User, error, hints(source)),
         LiveError::Helper { .. } => true,
         LiveError::Os { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
-        LiveError::Busy { .. } | LiveError::Serve { .. } => false,
+        LiveError::Busy { .. } => false,
     };
     let hints: &[&str] = if denied {
         &["install fuse3, or mount as root", "in a container, add: --device /dev/fuse --cap-add SYS_ADMIN"]

@@ -16,7 +16,7 @@ use super::connection::Connection;
 use super::failure::{failure, internal, user_failure};
 use crate::adapter::{Adapter, AdapterOptions};
 use crate::live::FUSE_DEVICE_PATH;
-use crate::session::{Session, SessionEnd};
+use crate::session::{Session, SessionEnd, hints};
 use crate::terminal::Terminal;
 
 /// Most paths of a recording in one message: far below the longest message, whatever their length.
@@ -143,7 +143,7 @@ impl Server {
             ViewSession::Serving(_) => return Err(user_failure("the view is served already".into(), &[])),
             ViewSession::Closed => return Err(user_failure("the run is over".into(), &[])),
         }
-        let options = AdapterOptions::view(view.serving.passthrough);
+        let options = AdapterOptions::view(view.serving);
         let terminal = Some(Arc::clone(&view.terminal));
         let adapter = Adapter::new(Arc::clone(&view.filesystem), options, terminal);
         let in_use = self.activity.enter();
@@ -153,8 +153,13 @@ impl Server {
             drop(in_use);
         };
         let served = Session::serve(device, adapter, on_end)
-            .map_err(|error| failure(FailureKind::Internal, &error, &[]))?;
-        tracing::info!(task = view.task, passthrough = served.passthrough(), "view served");
+            .map_err(|error| failure(FailureKind::Internal, &error, hints(&error)))?;
+        tracing::info!(
+            task = view.task,
+            over = served.report().over,
+            passthrough = served.passthrough(),
+            "view served"
+        );
         *session = ViewSession::Serving(served);
         Ok(Event::Ready)
     }

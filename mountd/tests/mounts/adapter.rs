@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use rustix::fs::{CWD, RawDir, RenameFlags, renameat_with};
 use vout_mountd::adapter::AdapterOptions;
 
-use crate::support::{Counts, MemoryFs, Mounted, names};
+use crate::support::{Counts, MemoryFs, Mounted, names, serving};
 
 fn errno(result: io::Result<impl Sized>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
@@ -81,7 +81,7 @@ fn a_missing_name_is_looked_up_once() -> io::Result<()> {
 
 #[test]
 fn the_live_mount_caches_no_absence() -> io::Result<()> {
-    let mounted = Mounted::new(MemoryFs::new(false), AdapterOptions::live(false))?;
+    let mounted = Mounted::new(MemoryFs::new(false), AdapterOptions::live(serving(false)))?;
     for _ in 0..3 {
         assert_eq!(errno(fs::metadata(mounted.path("missing"))), Some(2));
     }

@@ -11,7 +11,7 @@ use vout_mountd::invalidate::KernelInvalidator;
 use vout_mountd::live::{LiveError, LiveMount, MountPlace, clear_dead};
 use vout_mountd::session::SessionEnd;
 
-use crate::support::{MemoryFs, PATIENCE};
+use crate::support::{MemoryFs, PATIENCE, serving};
 
 type TestResult = Result<(), Box<dyn std::error::Error>>;
 
@@ -40,7 +40,8 @@ impl Drop for Fixture {
 #[test]
 fn a_mount_shows_its_tree_until_it_is_taken_away() -> TestResult {
     let dir = tempfile::tempdir()?;
-    let fixture = mount(dir.path(), MemoryFs::new(true).with_file("a", b"1"), AdapterOptions::live(true))?;
+    let fixture =
+        mount(dir.path(), MemoryFs::new(true).with_file("a", b"1"), AdapterOptions::live(serving(true)))?;
     assert_eq!(fs::read(dir.path().join("a"))?, b"1");
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let line = mounts.lines().find(|line| line.contains(dir.path().to_str().unwrap())).unwrap();
@@ -56,7 +57,8 @@ fn a_busy_mount_names_who_holds_it_and_nobody_else() -> TestResult {
     let dir = tempfile::tempdir()?;
     // This one sat there before: its path looks the same, but it holds the directory below.
     let before = Command::new("sleep").arg("60").current_dir(dir.path()).spawn()?;
-    let fixture = mount(dir.path(), MemoryFs::new(true).with_file("a", b"1"), AdapterOptions::live(true))?;
+    let fixture =
+        mount(dir.path(), MemoryFs::new(true).with_file("a", b"1"), AdapterOptions::live(serving(true)))?;
     assert!(fixture.live.holders().is_empty());
     let inside = Command::new("sleep").arg("60").current_dir(dir.path()).spawn()?;
     let open =
@@ -80,7 +82,7 @@ fn a_busy_mount_names_who_holds_it_and_nobody_else() -> TestResult {
 fn a_dead_mount_is_cleared_and_a_living_one_is_not() -> TestResult {
     let dir = tempfile::tempdir()?;
     assert!(!clear_dead(dir.path())?);
-    let fixture = mount(dir.path(), MemoryFs::new(true), AdapterOptions::live(true))?;
+    let fixture = mount(dir.path(), MemoryFs::new(true), AdapterOptions::live(serving(true)))?;
     fs::metadata(dir.path())?;
     assert!(!clear_dead(dir.path())?);
     fixture.live.abort();
@@ -96,7 +98,7 @@ fn announced_changes_show_at_once() -> TestResult {
     let dir = tempfile::tempdir()?;
     // A view's lifetimes, so that nothing expires by itself; the same size and time, so that nothing shows.
     let fixture =
-        mount(dir.path(), MemoryFs::new(false).with_file("a", b"old"), AdapterOptions::view(false))?;
+        mount(dir.path(), MemoryFs::new(false).with_file("a", b"old"), AdapterOptions::view(serving(false)))?;
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));
     assert_eq!(fs::read(&a)?, b"old");
     assert!(!b.exists());
@@ -117,7 +119,7 @@ fn announced_changes_show_at_once() -> TestResult {
 #[test]
 fn a_missing_directory_is_an_error_with_its_path() {
     let missing = Path::new("/nonexistent/workspace");
-    let error = match mount(missing, MemoryFs::new(false), AdapterOptions::live(false)) {
+    let error = match mount(missing, MemoryFs::new(false), AdapterOptions::live(serving(false))) {
         Ok(_) => panic!("mounted nowhere"),
         Err(error) => error.to_string(),
     };

@@ -10,7 +10,7 @@ use vout_mountd::adapter::AdapterOptions;
 use vout_mountd::session::SessionEnd;
 use vout_mountd::terminal::{OutputSink, Terminal};
 
-use crate::support::{MemoryFs, Mounted, PATIENCE, Shown, ViewScript};
+use crate::support::{MemoryFs, Mounted, PATIENCE, Shown, ViewScript, serving};
 
 /// Opens both terminal files as a runner does, and then lets the test say when to go on.
 const OPEN_TERMINAL: &str = "exec 3>&1 >>.vout-stdout 2>>.vout-stderr; echo open >&3\n";
@@ -148,7 +148,7 @@ fn a_write_fails_when_the_client_is_gone() -> io::Result<()> {
 
 #[test]
 fn unmounting_ends_a_session_and_wakes_whoever_waits() -> io::Result<()> {
-    let mounted = Mounted::new(MemoryFs::new(false), AdapterOptions::live(false))?;
+    let mounted = Mounted::new(MemoryFs::new(false), AdapterOptions::live(serving(false)))?;
     assert_eq!(mounted.session.wait(Duration::from_millis(1)), None);
     fs::write(mounted.path("a"), "x")?;
     rustix::mount::unmount(mounted.path(""), rustix::mount::UnmountFlags::empty())?;

@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
 use vout::report::Chunk;
+use vout::serving::{Serving, Transport};
 use vout_mountd::adapter::{Adapter, AdapterOptions};
 use vout_mountd::session::Session;
 use vout_mountd::terminal::{OutputSink, Terminal};
@@ -44,7 +45,7 @@ impl Mounted {
     }
 
     pub(crate) fn view(fs: MemoryFs) -> io::Result<Self> {
-        Self::new(fs, AdapterOptions::view(true))
+        Self::new(fs, AdapterOptions::view(serving(true)))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -102,7 +103,7 @@ impl ViewScript {
             .spawn()?;
         // The directory is entered only once the view is served, so the line comes after that.
         let served = {
-            let adapter = Adapter::new(fs as _, AdapterOptions::view(true), terminal);
+            let adapter = Adapter::new(fs as _, AdapterOptions::view(serving(true)), terminal);
             serve_when_mounted(device, adapter)
         };
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -156,6 +157,13 @@ impl OutputSink for Shown {
         self.0.lock().unwrap().push(chunk);
         Ok(())
     }
+}
+
+/// Returns how mounts of the tests are served: over the transport that `VOUT_TRANSPORT` names.
+pub(crate) fn serving(passthrough: bool) -> Serving {
+    let word = std::env::var("VOUT_TRANSPORT").unwrap_or_default();
+    let transport = Transport::from_word(&word).unwrap_or_default();
+    Serving { transport, passthrough, ..Serving::default() }
 }
 
 pub(crate) fn open_device() -> io::Result<OwnedFd> {
