@@ -4,6 +4,7 @@
 //! reached by an absolute path, so a process that serves the mount never waits on the mount. Resolution
 //! stays beneath the descriptor and follows no symbolic link (`openat2(2)`).
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -23,6 +24,9 @@ use crate::state::{FileKind, PathState};
 
 /// Name of the store's directory in a workspace; never visible in a view or a live mount.
 pub const STORE_NAME: &str = ".vout";
+
+/// Longest path in one system call, without the byte that ends it.
+const PATH_BYTES_MAX: usize = 4095;
 
 /// The workspace's real files.
 #[derive(Debug)]
@@ -119,22 +123,18 @@ impl Base {
         if self.hides(path) {
             return Err(Errno::NOENT);
         }
-        let name = if path.is_root() { OsStr::new(".") } else { path.as_os_str() };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        loop {
-            let opened = rustix::fs::openat2(
-                &*self.root,
-                name,
-                flags | OFlags::CLOEXEC,
-                Mode::from_bits_truncate(mode),
-                resolve,
-            );
-            match opened {
-                // The kernel gives up where the tree is renamed during resolution.
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                other => return other,
-            }
+        let mode = Mode::from_bits_truncate(mode);
+        let mut rest = if path.is_root() { &b"."[..] } else { path.as_bytes() };
+        let mut dir = None;
+        // Programs get deeper than one path can be by going there step by step.
+        while rest.len() > PATH_BYTES_MAX {
+            let step = rest[..PATH_BYTES_MAX].iter().rposition(|&byte| byte == b'/');
+            let (step, left) = rest.split_at(step.ok_or(Errno::NAMETOOLONG)?);
+            let steps = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+            dir = Some(open_beneath(dir.as_ref().unwrap_or(&self.root), step, steps, Mode::empty())?);
+            rest = &left[1..];
         }
+        open_beneath(dir.as_ref().unwrap_or(&self.root), rest, flags, mode)
     }
 
     /// Opens the directory `path` as a starting point for names in it.
@@ -192,12 +192,22 @@ impl Base {
     /// # Errors
     /// Those of `openat2(2)` and `getdents64(2)`.
     pub fn list(&self, path: &RelPath) -> rustix::io::Result<Option<Vec<(OsString, FileKind)>>> {
+        let mut names = Vec::new();
+        let is_dir = self.walk_names(path, |name, kind, _| names.push((name.to_owned(), kind)))?;
+        Ok(is_dir.then_some(names))
+    }
+
+    /// Calls `each` with name, kind and inode number of what is in a directory; returns whether it is one.
+    fn walk_names(
+        &self,
+        path: &RelPath,
+        mut each: impl FnMut(&OsStr, FileKind, u64),
+    ) -> rustix::io::Result<bool> {
         let dir = match self.open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, 0) {
             Ok(dir) => dir,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
             Err(errno) => return Err(errno),
         };
-        let mut names = Vec::new();
         for entry in rustix::fs::Dir::new(dir)? {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
@@ -212,9 +222,42 @@ impl Base {
                     None => continue,
                 },
             };
-            names.push((name.to_owned(), kind));
+            each(name, kind, entry.ino());
         }
-        Ok(Some(names))
+        Ok(true)
+    }
+
+    /// Adds all names of some files, given as device and inode number, to `paths`. Lists every directory.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)` and `getdents64(2)`.
+    pub(crate) fn names_of(
+        &self,
+        files: &HashSet<(u64, u64)>,
+        paths: &mut Vec<RelPathBuf>,
+    ) -> rustix::io::Result<()> {
+        let numbers: HashSet<u64> = files.iter().map(|(_, ino)| *ino).collect();
+        let mut dirs = vec![RelPathBuf::root()];
+        while let Some(dir) = dirs.pop() {
+            let mut found = Vec::new();
+            let listed = self.walk_names(&dir, |name, kind, ino| match kind {
+                FileKind::Dir => dirs.push(dir.join(name)),
+                _ if numbers.contains(&ino) => found.push(dir.join(name)),
+                _ => {}
+            });
+            match listed {
+                // What may not be listed has no names that could be replaced.
+                Err(Errno::ACCESS) => continue,
+                other => other?,
+            };
+            for path in found {
+                let stat = self.stat(&path)?;
+                if stat.is_some_and(|stat| files.contains(&(stat.identity.dev, stat.identity.ino))) {
+                    paths.push(path);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn hidden_parent(&self, path: &RelPath) -> bool {
@@ -393,6 +436,17 @@ impl From<Stat> for BaseStat {
             blocks: stat.st_blocks as u64,
             block_size_bytes: stat.st_blksize as u32,
             atime: time(stat.st_atime, stat.st_atime_nsec),
+        }
+    }
+}
+
+fn open_beneath(dir: &OwnedFd, path: &[u8], flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve) {
+            // The kernel gives up where the tree is renamed during resolution.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
         }
     }
 }

@@ -12,7 +12,8 @@ use crate::fs::AttrChanges;
 /// Bit that makes a directory hand its group down to what is created in it.
 pub(crate) const SET_GROUP_ID: u32 = 0o2000;
 const SET_USER_ID: u32 = 0o4000;
-const GROUP_EXECUTE: u32 = 0o010;
+/// The group may execute it; without this, set-group-id means something else.
+pub(crate) const GROUP_EXECUTE: u32 = 0o010;
 
 /// Gives an open file to a user and a group, where the process may: an ordinary user cannot give files away,
 /// and they stay the user's own.

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -77,6 +77,8 @@ pub enum Step {
     Symlink(RelPathBuf, Vec<u8>, Attributes),
     /// Make a pipe, socket or device.
     Special(RelPathBuf, FileKind, u32, Attributes),
+    /// Give a directory these user attributes and no others.
+    Xattrs(RelPathBuf, Vec<(Vec<u8>, Vec<u8>)>),
 }
 
 /// Attributes of what is not a regular file.
@@ -131,7 +133,7 @@ pub fn plan<E>(
     for Change { path, object } in changes {
         let Some(object) = object else { continue };
         steps.push(match object {
-            NewObject::Dir(meta) => Step::Dir(path.clone(), meta.into()),
+            NewObject::Dir(meta, _) => Step::Dir(path.clone(), meta.into()),
             NewObject::Symlink { target, meta } => {
                 Step::Symlink(path.clone(), target.as_bytes().to_owned(), meta.into())
             }
@@ -148,6 +150,10 @@ pub fn plan<E>(
                 }
             },
         });
+        if let NewObject::Dir(_, Some(xattrs)) = object {
+            let bytes = |(name, value): &(OsString, Vec<u8>)| (name.as_bytes().to_owned(), value.clone());
+            steps.push(Step::Xattrs(path.clone(), xattrs.iter().map(bytes).collect()));
+        }
     }
     Ok(steps)
 }
@@ -162,7 +168,7 @@ pub fn superseded(tree: &Tree, changes: &[Change]) -> Result<Vec<(Arc<Layer>, Re
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     for Change { path, object } in changes {
-        let is_dir = matches!(object, Some(NewObject::Dir(_)));
+        let is_dir = matches!(object, Some(NewObject::Dir(..)));
         for (number, layer) in layers.iter().enumerate() {
             let toc = layer.archive().toc();
             let records: Vec<_> = match is_dir {
@@ -236,7 +242,7 @@ impl Journal {
         let mut records = Vec::with_capacity(self.steps.len());
         for step in &self.steps {
             let record = match step {
-                Step::Remove(_) | Step::Special(..) => continue,
+                Step::Remove(_) | Step::Special(..) | Step::Xattrs(..) => continue,
                 Step::Dir(path, _) if path.is_root() => continue,
                 Step::Dir(path, attributes) => attributes.record(path, RecordKind::Dir),
                 Step::Symlink(path, target, attributes) => {
@@ -295,7 +301,8 @@ impl Step {
             | Self::Blob(path, _)
             | Self::Link { path, .. }
             | Self::Symlink(path, ..)
-            | Self::Special(path, ..) => path,
+            | Self::Special(path, ..)
+            | Self::Xattrs(path, _) => path,
         }
     }
 
@@ -312,6 +319,7 @@ impl Step {
                 put_symlink(base, path, OsStr::from_bytes(target), attributes)
             }
             Self::Special(path, kind, rdev, attributes) => put_special(base, path, *kind, *rdev, attributes),
+            Self::Xattrs(path, xattrs) => set_xattrs(base, path, xattrs),
         }
     }
 
@@ -403,6 +411,20 @@ fn make_dir(base: &Base, path: &RelPath) -> rustix::io::Result<()> {
 fn set_attributes(dir: std::os::fd::BorrowedFd<'_>, name: &OsStr, to: &Attributes) -> rustix::io::Result<()> {
     give_name_to(dir, name, to.uid, to.gid)?;
     rustix::fs::chmodat(dir, name, Mode::from_bits_truncate(to.mode), AtFlags::empty())
+}
+
+/// A file system without such attributes goes without.
+fn set_xattrs(base: &Base, path: &RelPath, xattrs: &[(Vec<u8>, Vec<u8>)]) -> rustix::io::Result<()> {
+    let object = base.open(path, OFlags::PATH | OFlags::NOFOLLOW, 0)?;
+    for (name, _) in crate::xattr::user_xattrs_at(&object)? {
+        if !xattrs.iter().any(|(kept, _)| kept.as_slice() == name.as_bytes()) {
+            crate::xattr::remove(&object, &name)?;
+        }
+    }
+    for (name, value) in xattrs {
+        crate::xattr::set_where_supported(&object, OsStr::from_bytes(name), value)?;
+    }
+    Ok(())
 }
 
 /// The directory that the last blob was put into, as long as nothing but blobs is put anywhere.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode};
@@ -13,9 +13,10 @@ use rustix::io::Errno;
 
 use crate::archive::restore;
 use crate::archive::{Record, RecordKind};
+use crate::base::{BaseStat, timestamps};
 use crate::claim::encode_before;
 use crate::content::ContentHashes;
-use crate::fs::FsError;
+use crate::fs::{FsError, SetTime, Timestamp};
 use crate::index::{Index, Punch, WorkspaceId};
 use crate::logical::Logical;
 use crate::path::{RelPath, RelPathBuf};
@@ -55,6 +56,7 @@ impl Materialiser {
             self.drop_hidden(path)?;
         }
         let punches = self.punches_at(path)?;
+        let _times = KeptTimes::of(&parent)?;
         let attributes = || restore::set_dir_attributes(&record, parent.as_fd(), name, layer.mtime(&record));
         match rustix::fs::mkdirat(&parent, name, Mode::from_bits_truncate(record.mode)) {
             Ok(()) => attributes()?,
@@ -86,6 +88,7 @@ impl Materialiser {
                 let names = self.other_names(&layer, &record)?;
                 let mut punches = self.punches_below(path)?;
                 let (parent, name) = self.real_parent(path)?;
+                let _times = KeptTimes::of(&parent)?;
                 self.remove_dir_in_the_way(path)?;
                 restore::restore_object(
                     layer.archive(),
@@ -97,8 +100,9 @@ impl Materialiser {
                 for other in names {
                     punches.extend(self.punches_below(&other)?);
                     let (other_parent, other_name) = self.real_parent(&other)?;
+                    let _times = KeptTimes::of(&other_parent)?;
                     self.tree.base().remove_all(&other)?;
-                    rustix::fs::linkat(&parent, name, other_parent, other_name, AtFlags::empty())?;
+                    rustix::fs::linkat(&parent, name, &other_parent, other_name, AtFlags::empty())?;
                 }
                 self.punch(punches)?;
             }
@@ -259,4 +263,25 @@ struct LayerPunch {
     path: RelPathBuf,
     /// What the layer's owner found there.
     before: PathState,
+}
+
+/// A directory whose modification time is put back: what is made real was there all the time.
+struct KeptTimes {
+    dir: String,
+    mtime: Timestamp,
+}
+
+impl KeptTimes {
+    fn of(dir: impl AsFd) -> Result<Self, FsError> {
+        let mtime = BaseStat::from(rustix::fs::fstat(&dir)?).identity.mtime;
+        Ok(Self { dir: format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()), mtime })
+    }
+}
+
+impl Drop for KeptTimes {
+    fn drop(&mut self) {
+        let times = timestamps(None, Some(SetTime::At(self.mtime)));
+        // Where somebody else owns the directory it stays as it is.
+        rustix::fs::utimensat(rustix::fs::CWD, &*self.dir, &times, AtFlags::empty()).ok();
+    }
 }

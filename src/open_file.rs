@@ -22,6 +22,70 @@ const SERVED_FROM_FRAMES_BYTES_MAX: u64 = 128 * 1024;
 /// Bytes copied at a time where the kernel cannot do it.
 const COPY_BUFFER_BYTES: usize = 256 * 1024;
 
+/// What all open handles of a file share, so that each sees what is written through another even after the
+/// content went to another place.
+pub(crate) struct SharedFile {
+    first: Arc<dyn OpenFile>,
+    /// A content moves at most once: from below into a blob.
+    moved: OnceLock<Arc<dyn OpenFile>>,
+}
+
+impl SharedFile {
+    pub(crate) fn new(file: Arc<dyn OpenFile>) -> Self {
+        Self { first: file, moved: OnceLock::new() }
+    }
+
+    /// Lets all handles use `file` from now on.
+    pub(crate) fn move_to(&self, file: Arc<dyn OpenFile>) {
+        // The one that came first stands.
+        self.moved.set(file).ok();
+    }
+
+    fn file(&self) -> &dyn OpenFile {
+        &**self.moved.get().unwrap_or(&self.first)
+    }
+}
+
+impl std::fmt::Debug for SharedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedFile").field("moved", &self.moved.get().is_some()).finish_non_exhaustive()
+    }
+}
+
+impl OpenFile for SharedFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, FsError> {
+        self.file().read_at(buffer, offset)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, FsError> {
+        self.file().write_at(data, offset)
+    }
+
+    fn kill_set_id(&self) -> Result<(), FsError> {
+        self.file().kill_set_id()
+    }
+
+    fn set_attr(&self, changes: &AttrChanges) -> Result<(), FsError> {
+        self.file().set_attr(changes)
+    }
+
+    fn backing(&self) -> Option<BorrowedFd<'_>> {
+        self.file().backing()
+    }
+
+    fn sync(&self, data_only: bool) -> Result<(), FsError> {
+        self.file().sync(data_only)
+    }
+
+    fn allocate(&self, mode: u32, offset: u64, length_bytes: u64) -> Result<(), FsError> {
+        self.file().allocate(mode, offset, length_bytes)
+    }
+
+    fn seek(&self, offset: u64, to: SeekTo) -> Result<u64, FsError> {
+        self.file().seek(offset, to)
+    }
+}
+
 /// A real file.
 #[derive(Debug)]
 pub struct RealFile {

@@ -32,6 +32,14 @@ impl From<SystemTime> for Timestamp {
 }
 
 impl Timestamp {
+    /// Returns the present time as file systems take it: from the clock's last tick, so that times that we
+    /// and they give are in order.
+    #[must_use]
+    pub fn now() -> Self {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        Self { secs: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or(0) }
+    }
+
     /// Returns the time `by_ns` nanoseconds later (earlier, if negative).
     #[must_use]
     pub fn shifted(self, by_ns: i64) -> Self {

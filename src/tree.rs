@@ -391,7 +391,7 @@ fn virtual_attr(node: NodeId, layer: &Layer, record: &Record) -> Attr {
         ino: node.0,
         kind: record_kind(&record.kind).unwrap_or(FileKind::Dir),
         mode: record.mode,
-        nlink: record.links(),
+        nlink: layer.links(record),
         uid: record.uid,
         gid: record.gid,
         rdev: 0,

@@ -5,28 +5,30 @@
 //! recorded; what the task itself made is not.
 
 mod attr;
+mod content;
 mod diff;
+mod names;
 mod node;
 mod ops;
+mod other_names;
+mod xattrs;
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 
-pub use self::diff::{Change, Content, Meta, NewFile, NewObject};
+pub use self::diff::{Change, Content, Meta, NewFile, NewObject, Xattrs};
 use self::node::Nodes;
-use crate::fs::{FsError, NodeId};
+use crate::fs::{FsError, Invalidator, NodeId};
 use crate::index::TaskId;
 use crate::path::RelPath;
 use crate::recording::Recording;
 use crate::store::Store;
 use crate::tree::{Found, Perspective, Stale, Tree};
 
-/// Longest name of a file, as everywhere in Linux.
+/// Longest name, as in ext4.
 const NAME_BYTES_MAX: usize = 255;
 
 /// What a view is made of.
@@ -42,6 +44,8 @@ pub struct ViewOptions {
     pub without: Option<Earlier>,
     /// Whether the kernel gets the descriptors of open files, so that all handles of a node must share one.
     pub passthrough: bool,
+    /// Whether extended attributes of the `user.` namespace are served.
+    pub xattrs: bool,
 }
 
 /// Outputs of a task's earlier runs.
@@ -54,13 +58,15 @@ pub struct Earlier {
 }
 
 /// What one task run sees.
-#[derive(Debug)]
 pub struct View {
     tree: Arc<Tree>,
     store: Arc<Store>,
     staging: Arc<OwnedFd>,
     without: Option<Earlier>,
     passthrough: bool,
+    xattrs: bool,
+    /// Who tells the kernel of names that lead to another node.
+    invalidator: OnceLock<Arc<dyn Invalidator>>,
     /// Nodes and recording. Taken before any lock of the tree.
     state: Mutex<State>,
 }
@@ -70,15 +76,32 @@ struct State {
     nodes: Nodes,
     recording: Recording,
     blobs: u64,
+    /// What the kernel has to be told of.
+    splits: Vec<Split>,
+}
+
+/// A node whose names lead to another one now.
+#[derive(Debug)]
+struct Split {
+    node: NodeId,
+    names: Vec<(NodeId, OsString)>,
 }
 
 impl View {
     /// Opens a view.
     #[must_use]
     pub fn new(options: ViewOptions) -> Self {
-        let ViewOptions { tree, store, staging, without, passthrough } = options;
-        let state = State { nodes: Nodes::new(), recording: Recording::default(), blobs: 0 };
-        Self { tree, store, staging, without, passthrough, state: Mutex::new(state) }
+        let ViewOptions { tree, store, staging, without, passthrough, xattrs } = options;
+        let state =
+            State { nodes: Nodes::new(), recording: Recording::default(), blobs: 0, splits: Vec::new() };
+        let (invalidator, state) = (OnceLock::new(), Mutex::new(state));
+        Self { tree, store, staging, without, passthrough, xattrs, invalidator, state }
+    }
+
+    /// Sets who tells the kernel where names that it knows lead to another node: a file that one process
+    /// reads directly, and another wants to write. The first one stays.
+    pub fn set_invalidator(&self, invalidator: Arc<dyn Invalidator>) {
+        self.invalidator.set(invalidator).ok();
     }
 
     /// Runs `inspect` on the recording made so far.
@@ -136,21 +159,29 @@ impl View {
         Ok(self.tree.find(path, self.perspective())?)
     }
 
+    /// Tells the kernel what has changed. Called without the lock.
+    fn tell(&self) {
+        let splits = std::mem::take(&mut self.lock().splits);
+        let Some(invalidator) = self.invalidator.get() else { return };
+        for Split { node, names } in splits {
+            invalidator.node_changed(node);
+            for (parent, name) in names {
+                invalidator.entry_changed(parent, &name);
+            }
+        }
+    }
+
     /// Resolves a name to its node, making one for an object of the lower side on first access.
     fn resolve(&self, state: &mut State, parent: NodeId, name: &OsStr) -> Result<NodeId, FsError> {
-        let dir = state.nodes.dir(parent)?;
-        // Not even absent: no run can have made it, and a blob of that name could not be committed.
         if name.len() > NAME_BYTES_MAX {
-            return Err(FsError::Os(Errno::NAMETOOLONG.into()));
+            return Err(rustix::io::Errno::NAMETOOLONG.into());
         }
-        match dir.children.get(name) {
-            Some(node::Child::Node(id)) => return Ok(*id),
-            Some(node::Child::Whiteout) => return Err(FsError::NotFound),
+        match state.nodes.dir(parent)?.children.get(name).map(|child| child.id()) {
+            Some(Some(id)) => return Ok(id),
+            Some(None) => return Err(FsError::NotFound),
             None => {}
         }
-        let Some(lower) = dir.lower.as_ref().map(|lower| lower.join(name)) else {
-            return Err(FsError::NotFound);
-        };
+        let lower = state.nodes.lower_child((parent, name))?.ok_or(FsError::NotFound)?;
         let Some(found) = self.find_lower(&lower)? else {
             state.recording.probe(&lower, crate::state::PathState::Absent);
             return Err(FsError::NotFound);
@@ -161,32 +192,28 @@ impl View {
             // holds only as long as both have the same content.
             self.record_content(state, &lower, &found);
         }
-        Ok(state.nodes.insert_lower((parent, name), lower, found))
+        Ok(state.nodes.insert_lower((parent, name), &found))
     }
 
     /// Makes sure that nothing of the lower side shows under `name` any more.
     fn hide_lower(&self, state: &mut State, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
-        let lower = state.nodes.dir(parent)?.lower.as_ref().map(|lower| lower.join(name));
-        let shows = match lower {
+        let shows = match state.nodes.lower_child((parent, name))? {
             Some(lower) => self.find_lower(&lower)?.is_some(),
             None => false,
         };
         let dir = state.nodes.dir_mut(parent)?;
         if shows {
-            dir.children.insert(name.to_owned(), node::Child::Whiteout);
+            dir.children.insert(name.into(), node::Child::WHITEOUT);
         } else {
             dir.children.remove(name);
         }
         Ok(())
     }
+}
 
-    fn new_blob(&self, state: &mut State, mode: u32) -> Result<(u64, File), FsError> {
-        state.blobs += 1;
-        let blob = state.blobs;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.staging, blob_name(blob), flags, Mode::RUSR | Mode::WUSR)?;
-        rustix::fs::fchmod(&file, Mode::from_bits_truncate(mode))?;
-        Ok((blob, file.into()))
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").field("without", &self.without).finish_non_exhaustive()
     }
 }
 

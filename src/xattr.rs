@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use rustix::fs::XattrFlags;
@@ -44,6 +44,37 @@ pub(crate) fn surely_none(dir: &OwnedFd, name: &OsStr) -> bool {
     match rustix::fs::llistxattr(path, &mut names) {
         Ok(length) => !names[..length].split(|&byte| byte == 0).any(|name| name.starts_with(USER)),
         Err(_) => false,
+    }
+}
+
+/// Returns whether a name is in the namespace of users; the bare namespace is no name.
+pub(crate) fn is_of_user(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(USER) && name.len() > USER.len()
+}
+
+/// Like [`user_xattrs`], of an object that is open with `O_PATH`.
+pub(crate) fn user_xattrs_at(object: impl AsFd) -> rustix::io::Result<Vec<(OsString, Vec<u8>)>> {
+    let names = match names_at(&object) {
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut xattrs = Vec::new();
+    for name in names {
+        match get_at(&object, &name) {
+            Ok(value) => xattrs.push((name, value)),
+            // Removed meanwhile.
+            Err(Errno::NODATA) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(xattrs)
+}
+
+/// Sets an attribute of an open object, if its file system has such a thing.
+pub(crate) fn set_where_supported(object: impl AsFd, name: &OsStr, value: &[u8]) -> rustix::io::Result<()> {
+    match set(object, name, value, XattrMode::Set) {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        other => other,
     }
 }
 

@@ -191,6 +191,7 @@ impl Site {
             staging: Arc::new(open("staging")),
             without: None,
             passthrough: false,
+            xattrs: false,
         });
         Self { dir, view, tree }
     }

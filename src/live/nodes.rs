@@ -27,6 +27,8 @@ pub(super) struct Nodes {
     /// Nodes of objects that have several names, or none yet.
     shared: HashMap<Key, NodeId>,
     numbers: NodeNumbers,
+    /// Inode numbers of objects whose former node is still open.
+    inherited: HashMap<Key, u64>,
     /// How many operations are making virtual objects real just now.
     pub(super) materialising: u32,
 }
@@ -59,7 +61,7 @@ enum Names {
 }
 
 /// Who has a node open, and what it was when its last name went.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Handles {
     /// Cloned into every handle of virtual content that can follow when the file becomes real, and into those
     /// of the real file that are opened while such a handle is.
@@ -70,8 +72,18 @@ pub(super) struct Handles {
     pub(super) real: Arc<OnceLock<File>>,
     /// Real files that are open.
     open: Vec<Weak<File>>,
+    /// A handle of virtual content.
+    pub(super) content: Option<Weak<dyn OpenFile>>,
+    /// The object that took the place of what is open.
+    successor: Option<Key>,
     /// Attributes without a name to find them by.
     pub(super) last: Option<Attr>,
+}
+
+impl std::fmt::Debug for Handles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handles").field("open", &self.open).field("last", &self.last).finish_non_exhaustive()
+    }
 }
 
 impl Key {
@@ -102,7 +114,13 @@ impl Key {
 impl Nodes {
     pub(super) fn new() -> Self {
         let nodes = HashMap::from([(NodeId::ROOT, Node::new(FileKind::Dir, NodeId::ROOT.0, None))]);
-        Self { nodes, shared: HashMap::new(), numbers: NodeNumbers::new(), materialising: 0 }
+        Self {
+            nodes,
+            shared: HashMap::new(),
+            numbers: NodeNumbers::new(),
+            inherited: HashMap::new(),
+            materialising: 0,
+        }
     }
 
     pub(super) fn get(&self, id: NodeId) -> Result<&Node, FsError> {
@@ -200,7 +218,8 @@ impl Nodes {
                 }
                 Found::Virtual(..) => self.numbers.fresh(),
             };
-            self.nodes.insert(id, Node::new(found.kind(), id.0, object));
+            let ino = object.and_then(|object| self.inherited.get(&object)).copied().unwrap_or(id.0);
+            self.nodes.insert(id, Node::new(found.kind(), ino, object));
             id
         });
         self.share(id, found);
@@ -338,9 +357,13 @@ impl Nodes {
     /// to the object that is there from now on.
     pub(super) fn split(&mut self, id: NodeId, attr: Attr, object: Option<Key>) -> NodeId {
         let Some(node) = self.nodes.get_mut(&id) else { return id };
-        node.handles().last = Some(attr);
         let (kind, ino) = (node.kind, node.ino);
         let names: Vec<_> = node.names().map(|(parent, name)| (parent, name.to_owned())).collect();
+        let handles = node.handles();
+        (handles.last, handles.successor) = (Some(attr), object);
+        if let Some(object) = object {
+            self.inherited.insert(object, ino);
+        }
         let new = self.numbers.fresh();
         self.nodes.insert(new, Node::new(kind, ino, object));
         for (parent, name) in &names {
@@ -360,6 +383,9 @@ impl Nodes {
         }
         let names: Vec<_> = node.names().map(|(parent, name)| (parent, name.to_owned())).collect();
         let object = node.object;
+        if let Some(successor) = node.handles.as_ref().and_then(|handles| handles.successor) {
+            self.inherited.remove(&successor);
+        }
         for (parent, name) in names {
             self.unname(parent, &name);
         }
@@ -424,6 +450,11 @@ impl Node {
     /// Returns whether handles of virtual content are open that follow it when it becomes real.
     pub(super) fn has_following_handles(&self) -> bool {
         self.handles.as_ref().is_some_and(|handles| Arc::strong_count(&handles.following) > 1)
+    }
+
+    /// Returns a handle of virtual content.
+    pub(super) fn content(&self) -> Option<Arc<dyn OpenFile>> {
+        self.handles.as_ref()?.content.as_ref()?.upgrade()
     }
 
     /// Returns the real file that handles of virtual content follow.

@@ -14,7 +14,7 @@ use crate::archive::RecordKind;
 use crate::change::kill_set_id;
 use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
-    OpenFlags, RenameFlags, XattrMode,
+    OpenFlags, RenameFlags, SetTime, XattrMode,
 };
 use crate::node_numbers::UNKNOWN;
 use crate::path::RelPath;
@@ -27,6 +27,11 @@ impl Live {
         let path = nodes.child_path(parent, name)?;
         self.materialiser.dir(&nodes.path(parent)?)?;
         self.materialiser.clear_way(&path)?;
+        if matches!(found, Found::Virtual(..)) {
+            // Nothing was removed from the real directory.
+            let dir = path.parent().unwrap_or(RelPath::ROOT);
+            self.tree().base().set_times(dir, None, Some(SetTime::Now))?;
+        }
         self.touch(&path);
         // Whoever has it open must be able to tell attributes after the name is gone.
         nodes.removed(parent, name, Some(found.attr(parent)));
@@ -53,27 +58,6 @@ impl Live {
             kill_set_id(&file)?;
         }
         nodes.opened(id, File::from(file))
-    }
-
-    /// Opens a file that is open and has no name, as through `/proc/self/fd`.
-    fn open_again(
-        &self,
-        nodes: &mut Nodes,
-        id: NodeId,
-        file: &File,
-        flags: OpenFlags,
-    ) -> Result<Arc<dyn OpenFile>, FsError> {
-        let mut access = match flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
-            true => OFlags::RDWR,
-            false => OFlags::RDONLY,
-        };
-        access.set(OFlags::TRUNC, flags.contains(OpenFlags::TRUNCATE));
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let again = rustix::fs::open(path, access | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
-        if flags.contains(OpenFlags::TRUNCATE | OpenFlags::KILL_SET_ID) {
-            kill_set_id(&again)?;
-        }
-        nodes.opened(id, File::from(again))
     }
 
     /// Makes sure that a rename may put something of `kind` at `to`: what is there must be an empty directory
@@ -307,8 +291,13 @@ impl Filesystem for Live {
             if known.kind != FileKind::File {
                 return Err(FsError::InvalidArgument);
             }
-            if let (false, Some(file)) = (known.has_names(), known.open_file()) {
-                return self.open_again(nodes, node, &file, flags);
+            if !known.has_names() {
+                if let Some(file) = known.open_file() {
+                    return open_again(nodes, node, &file, flags);
+                }
+                if let (false, Some(file)) = (flags.contains(OpenFlags::WRITE), known.content()) {
+                    return Ok(file);
+                }
             }
         }
         if !flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
@@ -399,4 +388,24 @@ impl Filesystem for Live {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// Opens a file that is open and has no name, as through `/proc/self/fd`.
+fn open_again(
+    nodes: &mut Nodes,
+    id: NodeId,
+    file: &File,
+    flags: OpenFlags,
+) -> Result<Arc<dyn OpenFile>, FsError> {
+    let mut access = match flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+        true => OFlags::RDWR,
+        false => OFlags::RDONLY,
+    };
+    access.set(OFlags::TRUNC, flags.contains(OpenFlags::TRUNCATE));
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let again = rustix::fs::open(path, access | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
+    if flags.contains(OpenFlags::TRUNCATE | OpenFlags::KILL_SET_ID) {
+        kill_set_id(&again)?;
+    }
+    nodes.opened(id, File::from(again))
 }

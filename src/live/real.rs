@@ -108,7 +108,7 @@ impl Live {
                 (_, Found::Base(_)) => {}
                 (_, Found::Virtual(..)) => {
                     let handles = nodes.get_mut(id)?.handles();
-                    return Ok(match content {
+                    let file: Arc<dyn OpenFile> = match content {
                         VirtualContent::Frames => {
                             let (real, token) = (Arc::clone(&handles.real), Arc::clone(&handles.following));
                             open_frames(layer.archive(), &record, Some(real), token)
@@ -116,7 +116,9 @@ impl Live {
                         VirtualContent::Blob(blob) => {
                             Arc::new(RealFile::new(blob, Arc::clone(&handles.fixed)))
                         }
-                    });
+                    };
+                    handles.content = Some(Arc::downgrade(&file));
+                    return Ok(file);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! A layer: the outputs of one cached run, attached to the tree and backed by its archive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use uuid::Uuid;
@@ -29,6 +29,8 @@ pub struct Layer {
     stale: Option<Stale>,
     /// With the state that the owner's run had found there. Innermost lock.
     punched: RwLock<BTreeMap<RelPathBuf, Option<PathState>>>,
+    /// How many names of files with several are punched, by the first name. Innermost lock.
+    unlinked: RwLock<HashMap<RelPathBuf, u32>>,
 }
 
 /// Outputs of an earlier run that lie in the base and that the layer's own outputs supersede.
@@ -66,7 +68,13 @@ impl Layer {
     #[must_use]
     pub fn new(parts: LayerParts) -> Self {
         let LayerParts { owner, task_name, entry, archive_id, archive, shift_ns, stale, punched } = parts;
-        Self { owner, task_name, entry, archive_id, archive, shift_ns, stale, punched: RwLock::new(punched) }
+        let names: Vec<_> = punched.keys().cloned().collect();
+        let (punched, unlinked) = (RwLock::new(punched), RwLock::default());
+        let layer = Self { owner, task_name, entry, archive_id, archive, shift_ns, stale, punched, unlinked };
+        for path in names {
+            layer.unlink(&path);
+        }
+        layer
     }
 
     /// Returns the task whose outputs these are.
@@ -119,7 +127,31 @@ impl Layer {
 
     /// Takes `path` out of the layer; `before` is the state that the owner's run had found there.
     pub fn punch(&self, path: &RelPath, before: Option<PathState>) {
-        self.punched.write().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), before);
+        let mut punched = self.punched.write().unwrap_or_else(PoisonError::into_inner);
+        let is_new = punched.insert(path.to_owned(), before).is_none();
+        drop(punched);
+        if is_new {
+            self.unlink(path);
+        }
+    }
+
+    /// Counts a name less of a file with several.
+    fn unlink(&self, path: &RelPath) {
+        // A damaged archive is told of where it is read.
+        let Ok(Some(record)) = self.record(path) else { return };
+        if let Some(first) = first_name(&record) {
+            let mut unlinked = self.unlinked.write().unwrap_or_else(PoisonError::into_inner);
+            *unlinked.entry(first.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// Returns how many names a record's object has in this layer.
+    #[must_use]
+    pub fn links(&self, record: &Record) -> u32 {
+        let Some(first) = first_name(record) else { return record.links() };
+        let unlinked = self.unlinked.read().unwrap_or_else(PoisonError::into_inner);
+        let gone = unlinked.get(first).copied().unwrap_or_default();
+        record.links().saturating_sub(gone).max(1)
     }
 
     /// Returns the state before the owner's run of a path that was taken out.
@@ -213,6 +245,15 @@ impl Layer {
             }
         }
         Ok(false)
+    }
+}
+
+/// Returns the first name of a file that has several.
+fn first_name(record: &Record) -> Option<&RelPath> {
+    match &record.kind {
+        RecordKind::File { link_to: Some(first), .. } => Some(first),
+        RecordKind::File { .. } if record.links() > 1 => Some(&record.path),
+        _ => None,
     }
 }
 

@@ -1,84 +1,123 @@
 //! Attributes of a view's nodes.
 
-use std::time::SystemTime;
+use rustix::fs::AtFlags;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
-
-use super::node::{Body, Child, FileContent, OwnAttr, Special};
+use super::node::{Body, Dir, FileContent, OwnAttr};
 use super::{State, View, blob_name};
 use crate::base::BaseStat;
-use crate::change::{SET_GROUP_ID, change_attributes};
-use crate::fs::{Attr, AttrChanges, Caller, FileKind, FsError, NodeId, SetTime, Timestamp};
+use crate::change::{GROUP_EXECUTE, SET_GROUP_ID, change_attributes, without_set_id};
+use crate::fs::{Attr, AttrChanges, Caller, FileKind, FsError, NodeId, OpenFile, SetTime, Timestamp};
 use crate::path::RelPath;
+use crate::tree::Found;
 
 impl View {
     /// Returns attributes; answers for a lower object whose file has vanished with `NotFound`.
-    pub(super) fn attr_of(&self, state: &State, id: NodeId) -> Result<Attr, FsError> {
-        let node = state.nodes.get(id)?;
-        let names = u32::try_from(node.names.len()).unwrap_or(u32::MAX);
-        match &node.body {
-            Body::File(FileContent::Lower(lower)) => self.lower_attr(id, lower),
-            Body::File(FileContent::Blob { blob, lower_links }) => {
-                let stat = rustix::fs::statat(&self.staging, blob_name(*blob), AtFlags::SYMLINK_NOFOLLOW)?;
-                Ok(Attr { nlink: names.saturating_add(*lower_links), ..BaseStat::from(stat).attr(id) })
-            }
-            Body::Dir(dir) => match (&dir.attr, &dir.lower) {
-                (Some(own), _) => {
-                    let subdirs = dir
-                        .children
-                        .values()
-                        .filter(|child| matches!(child, Child::Node(id) if state.nodes.dir(*id).is_ok()))
-                        .count();
-                    // Where the lower directory shows through, its share is unknown; 1 says so to `find`.
-                    let nlink = if dir.lower.is_some() { 1 } else { u32::try_from(subdirs + 2).unwrap_or(1) };
-                    Ok(Attr { nlink, ..own.attr(id, FileKind::Dir, 4096) })
-                }
-                (None, Some(lower)) => self.lower_attr(id, lower),
-                (None, None) => Err(FsError::NotFound),
-            },
-            Body::Symlink(symlink) => match (&symlink.own, &symlink.lower) {
-                (Some((target, own)), _) => {
-                    Ok(Attr { nlink: names, ..own.attr(id, FileKind::Symlink, target.len() as u64) })
-                }
-                (None, Some(lower)) => self.lower_attr(id, lower),
-                (None, None) => Err(FsError::NotFound),
-            },
-            Body::Special(Special { kind, rdev, own, lower }) => match (own, lower) {
-                (Some(own), _) => Ok(Attr { rdev: *rdev, nlink: names, ..own.attr(id, *kind, 0) }),
-                (None, Some(lower)) => self.lower_attr(id, lower),
-                (None, None) => Err(FsError::NotFound),
-            },
+    pub(super) fn attr_of(&self, state: &mut State, id: NodeId) -> Result<Attr, FsError> {
+        let current = state.nodes.current(id);
+        if state.nodes.dir(current).is_ok() {
+            return self.dir_attr(state, current);
         }
+        let node = state.nodes.get(current)?;
+        let (ino, nlink) = (node.ino, state.nodes.links(node));
+        let attr = match &node.body {
+            Body::File(FileContent::Lower { own: None, .. }) => self.lower_attr(state, current)?,
+            Body::File(FileContent::Lower { own: Some(own), .. }) => {
+                own.over(&self.lower_attr(state, current)?)
+            }
+            Body::File(FileContent::Blob(blob)) => {
+                let name = blob_name(blob.number);
+                let stat = rustix::fs::statat(&self.staging, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let attr = BaseStat::from(stat).attr(id);
+                Attr { ctime: attr.ctime.max(blob.renamed), ..attr }
+            }
+            Body::Symlink(symlink) => match &symlink.own {
+                Some((target, own)) => own.attr(FileKind::Symlink, target.len() as u64),
+                None => self.lower_attr(state, current)?,
+            },
+            Body::Special(special) => match &special.own {
+                Some(own) => Attr { rdev: special.rdev, ..own.attr(special.kind, 0) },
+                None => self.lower_attr(state, current)?,
+            },
+            // Handled above.
+            Body::Dir(_) | Body::Replaced(_) => return Err(FsError::NotFound),
+        };
+        Ok(Attr { node: id, ino, nlink, ..attr })
     }
 
-    fn lower_attr(&self, id: NodeId, lower: &RelPath) -> Result<Attr, FsError> {
-        Ok(self.find_lower(lower)?.ok_or(FsError::NotFound)?.attr(id))
+    fn dir_attr(&self, state: &mut State, id: NodeId) -> Result<Attr, FsError> {
+        let lower = state.nodes.lower(id);
+        let found = match &lower {
+            Some(lower) => Some(self.find_lower(lower)?.ok_or(FsError::NotFound)?),
+            None => None,
+        };
+        let below = match (state.nodes.dir(id)?.lower_subdirs, &lower, &found) {
+            (Some(known), ..) => Some(known),
+            (None, Some(lower), Some(found)) => self.count_subdirs(lower, found)?,
+            (None, ..) => Some(0),
+        };
+        let ino = state.nodes.get(id)?.ino;
+        let dir = state.nodes.dir_mut(id)?;
+        dir.lower_subdirs = below;
+        // 1 says that subdirectories are not counted, as on btrfs.
+        let nlink = below.map_or(1, |below| links_of_dir(dir, below));
+        let attr = match (&dir.attr, found) {
+            (Some(own), _) => own.attr(FileKind::Dir, 4096),
+            (None, Some(found)) => found.attr(id),
+            (None, None) => return Err(FsError::NotFound),
+        };
+        let gone = id != NodeId::ROOT && state.nodes.get(id)?.names.len() == 0;
+        Ok(Attr { node: id, ino, nlink: if gone { 0 } else { nlink }, ..attr })
     }
 
-    /// Returns attributes for something new that `caller` makes in `parent`.
+    /// Counts subdirectories of a lower directory: from its link count where the base alone has it, which
+    /// costs nothing, else by listing it once. `None` where the file system below does not count them.
+    fn count_subdirs(&self, lower: &RelPath, found: &Found) -> Result<Option<u32>, FsError> {
+        let base = self.tree.base().stat(lower)?.filter(|stat| stat.kind == FileKind::Dir);
+        let base_links = base.map(|stat| stat.nlink);
+        if base_links == Some(1) {
+            return Ok(None);
+        }
+        if let (Found::Base(_), Some(links @ 2..)) = (found, base_links)
+            && self.without.is_none()
+            && !self.tree.base().holds_hidden(lower)
+            && self.tree.layers().is_empty()
+        {
+            return Ok(Some(links - 2));
+        }
+        let names = self.tree.list(lower, self.perspective())?;
+        let dirs = names.values().filter(|kind| **kind == FileKind::Dir).count();
+        Ok(Some(u32::try_from(dirs).unwrap_or(u32::MAX)))
+    }
+
+    pub(super) fn lower_attr(&self, state: &State, id: NodeId) -> Result<Attr, FsError> {
+        let lower = state.nodes.lower(id).ok_or(FsError::NotFound)?;
+        Ok(self.find_lower(&lower)?.ok_or(FsError::NotFound)?.attr(id))
+    }
+
+    /// Returns attributes for something new that `caller` makes in `parent`, with the mode that a file gets.
     pub(super) fn new_attr(
         &self,
-        state: &State,
+        state: &mut State,
         caller: Caller,
         parent: NodeId,
         mode: u32,
     ) -> Result<OwnAttr, FsError> {
         let dir = self.attr_of(state, parent)?;
-        let now = Timestamp::from(SystemTime::now());
+        let now = Timestamp::now();
         let inherits = dir.mode & SET_GROUP_ID != 0;
-        Ok(OwnAttr {
-            mode,
-            uid: caller.uid,
-            gid: if inherits { dir.gid } else { caller.gid },
-            atime: now,
-            mtime: now,
-            ctime: now,
-        })
+        let gid = if inherits { dir.gid } else { caller.gid };
+        let for_group = mode & SET_GROUP_ID != 0 && mode & GROUP_EXECUTE != 0;
+        // A program that runs with the group's rights is only made by its members.
+        let mode = match inherits && for_group && !caller.may_set_group_id(gid) {
+            true => mode & !SET_GROUP_ID,
+            false => mode,
+        };
+        Ok(OwnAttr { mode, uid: caller.uid, gid, atime: now, mtime: now, ctime: now })
     }
 
     /// Marks a directory's contents as changed now.
     pub(super) fn touch_dir(&self, state: &mut State, id: NodeId) -> Result<(), FsError> {
-        let now = Timestamp::from(SystemTime::now());
+        let now = Timestamp::now();
         let own = self.own_dir_attr(state, id)?;
         (own.mtime, own.ctime) = (now, now);
         Ok(())
@@ -92,46 +131,88 @@ impl View {
         state.nodes.dir_mut(id)?.attr.as_mut().ok_or(FsError::NotFound)
     }
 
-    /// Changes attributes of a node, which for a regular file is already a blob.
+    /// Notes that the names of an object have changed, which changes its `ctime`.
+    pub(super) fn touch_names(&self, state: &mut State, id: NodeId) -> Result<(), FsError> {
+        let now = Timestamp::now();
+        if let Body::File(FileContent::Blob(blob)) = &mut state.nodes.get_mut(id)?.body {
+            blob.renamed = now;
+            return Ok(());
+        }
+        let node = state.nodes.get(id)?;
+        if state.nodes.links(node) == 0 && !node.is_open() {
+            return Ok(());
+        }
+        match &node.body {
+            Body::Dir(_) => self.own_dir_attr(state, id)?.ctime = now,
+            _ => self.with_own(state, id, |own| own.ctime = now)?,
+        }
+        Ok(())
+    }
+
+    /// Changes attributes of a node through its own copy of them, which is made if there is none.
+    fn with_own(
+        &self,
+        state: &mut State,
+        id: NodeId,
+        change: impl FnOnce(&mut OwnAttr),
+    ) -> Result<(), FsError> {
+        let attr = OwnAttr::of(&self.attr_of(state, id)?);
+        let target = match &state.nodes.get(id)?.body {
+            Body::Symlink(symlink) if symlink.own.is_none() => {
+                let lower = state.nodes.lower(id).ok_or(FsError::NotFound)?;
+                let target = self.lower_target(&lower)?;
+                // The link that becomes the task's own points where the lower one does.
+                state.recording.link(&lower, target.clone());
+                target
+            }
+            _ => std::ffi::OsString::new(),
+        };
+        match &mut state.nodes.get_mut(id)?.body {
+            Body::File(FileContent::Lower { own, .. }) => {
+                change(own.get_or_insert_with(|| Box::new(attr)));
+            }
+            Body::Symlink(symlink) => change(&mut symlink.own.get_or_insert((target, attr)).1),
+            Body::Special(special) => change(special.own.get_or_insert(attr)),
+            Body::Dir(_) | Body::File(FileContent::Blob(_)) | Body::Replaced(_) => {
+                return Err(FsError::NotFound);
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes attributes of a node; a regular file whose size changes is already a blob.
     pub(super) fn change_attr(
         &self,
         state: &mut State,
         id: NodeId,
         changes: AttrChanges,
     ) -> Result<(), FsError> {
-        let attr = self.attr_of(state, id)?;
-        match &mut state.nodes.get_mut(id)?.body {
-            Body::File(FileContent::Lower(_)) => Err(FsError::Stale),
-            Body::File(FileContent::Blob { blob, .. }) => {
-                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(&self.staging, blob_name(*blob), flags, Mode::empty())?;
-                Ok(change_attributes(file, &changes)?)
-            }
-            Body::Dir(_) => {
-                let own = self.own_dir_attr(state, id)?;
+        let node = state.nodes.get(id)?;
+        match &node.body {
+            Body::File(FileContent::Blob(blob)) => match node.opened.upgrade() {
+                Some(shared) => shared.set_attr(&changes),
+                None => Ok(change_attributes(self.blob_object(blob.number)?, &changes)?),
+            },
+            Body::File(FileContent::Lower { .. }) => self.with_own(state, id, |own| {
+                // A change of owner takes the right to run as the owner away.
+                if changes.uid.is_some() || changes.gid.is_some() || changes.kill_set_id {
+                    own.mode = without_set_id(own.mode);
+                }
                 own.change(changes);
+            }),
+            Body::Dir(_) => {
+                self.own_dir_attr(state, id)?.change(changes);
                 state.nodes.dir_mut(id)?.attr_changed = true;
                 Ok(())
             }
-            Body::Symlink(symlink) => {
-                if symlink.own.is_none() {
-                    let lower = symlink.lower.clone().ok_or(FsError::NotFound)?;
-                    let target = self.lower_target(&lower)?;
-                    // The link that becomes the task's own points where the lower one does.
-                    state.recording.link(&lower, target.clone());
-                    symlink.own = Some((target, OwnAttr::of(&attr)));
-                }
-                if let Some((_, own)) = &mut symlink.own {
-                    own.change(changes);
-                }
-                Ok(())
-            }
-            Body::Special(special) => {
-                special.own.get_or_insert_with(|| OwnAttr::of(&attr)).change(changes);
-                Ok(())
-            }
+            Body::Symlink(_) | Body::Special(_) => self.with_own(state, id, |own| own.change(changes)),
+            Body::Replaced(_) => Err(FsError::Stale),
         }
     }
+}
+
+fn links_of_dir(dir: &Dir, below: u32) -> u32 {
+    u32::try_from(i64::from(below) + dir.subdirs_added + 2).unwrap_or(2)
 }
 
 impl OwnAttr {
@@ -140,10 +221,15 @@ impl OwnAttr {
         Self { mode, uid, gid, atime, mtime, ctime }
     }
 
-    fn attr(&self, node: NodeId, kind: FileKind, size_bytes: u64) -> Attr {
+    fn over(&self, lower: &Attr) -> Attr {
+        let Self { mode, uid, gid, atime, mtime, ctime } = *self;
+        Attr { mode, uid, gid, atime, mtime, ctime, ..*lower }
+    }
+
+    fn attr(&self, kind: FileKind, size_bytes: u64) -> Attr {
         Attr {
-            node,
-            ino: node.0,
+            node: NodeId::ROOT,
+            ino: 0,
             kind,
             mode: self.mode,
             nlink: 1,
@@ -151,7 +237,12 @@ impl OwnAttr {
             gid: self.gid,
             rdev: 0,
             size_bytes,
-            blocks: size_bytes.div_ceil(512),
+            // A short link target is kept in the inode, as ext4 does it.
+            blocks: if kind == FileKind::Symlink && size_bytes < 60 {
+                0
+            } else {
+                size_bytes.div_ceil(4096) * 8
+            },
             block_size_bytes: 4096,
             atime: self.atime,
             mtime: self.mtime,
@@ -160,7 +251,7 @@ impl OwnAttr {
     }
 
     fn change(&mut self, changes: AttrChanges) {
-        let now = Timestamp::from(SystemTime::now());
+        let now = Timestamp::now();
         let time = |set| match set {
             SetTime::Now => now,
             SetTime::At(at) => at,
@@ -181,5 +272,10 @@ impl OwnAttr {
         if let Some(mtime) = changes.mtime {
             self.mtime = time(mtime);
         }
+    }
+
+    /// Returns whether a commit would leave the same attributes as `lower` has.
+    pub(super) fn commits_as(&self, lower: &Attr) -> bool {
+        (self.mode, self.uid, self.gid, self.mtime) == (lower.mode, lower.uid, lower.gid, lower.mtime)
     }
 }

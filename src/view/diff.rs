@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 
-use super::node::{Body, Child, FileContent, OwnAttr};
+use super::node::{Body, FileContent, OwnAttr, in_place};
 use super::{State, View};
 use crate::fs::{FileKind, FsError, NodeId, Timestamp};
 use crate::path::{RelPath, RelPathBuf};
@@ -22,11 +22,15 @@ pub struct Change {
     pub object: Option<NewObject>,
 }
 
+/// Names and values of extended attributes.
+pub type Xattrs = Vec<(OsString, Vec<u8>)>;
+
 /// What a task put at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NewObject {
-    /// A directory; its contents are changes of their own.
-    Dir(Meta),
+    /// A directory; its contents are changes of their own. With its user attributes, where they may be others
+    /// than those of a directory that is there.
+    Dir(Meta, Option<Xattrs>),
     /// A regular file.
     File(NewFile),
     /// A symbolic link.
@@ -52,7 +56,7 @@ impl NewObject {
     #[must_use]
     pub fn kind(&self) -> FileKind {
         match self {
-            Self::Dir(_) => FileKind::Dir,
+            Self::Dir(..) => FileKind::Dir,
             Self::File(_) => FileKind::File,
             Self::Symlink { .. } => FileKind::Symlink,
             Self::Special { kind, .. } => *kind,
@@ -100,10 +104,11 @@ impl View {
     /// Where the lower side cannot be examined.
     pub fn changes(&self) -> Result<Vec<Change>, FsError> {
         let state = &mut *self.lock();
+        self.settle(state)?;
         let mut changes = Vec::new();
         if state.nodes.dir(NodeId::ROOT)?.attr_changed {
-            let meta = OwnAttr::of(&self.attr_of(state, NodeId::ROOT)?).into();
-            changes.push(Change { path: RelPathBuf::root(), object: Some(NewObject::Dir(meta)) });
+            let dir = self.new_dir(state, NodeId::ROOT)?;
+            changes.push(Change { path: RelPathBuf::root(), object: Some(dir) });
         }
         self.walk(state, NodeId::ROOT, RelPath::ROOT, &mut changes)?;
         self.add_hidden(&mut changes)?;
@@ -119,16 +124,17 @@ impl View {
         out: &mut Vec<Change>,
     ) -> Result<(), FsError> {
         let dir = state.nodes.dir(id)?;
-        let lower = dir.lower.clone();
-        let children: Vec<_> = dir.children.iter().map(|(name, child)| (name.clone(), *child)).collect();
-        let in_place = lower.as_deref() == Some(path);
+        let children: Vec<_> =
+            dir.children.iter().map(|(name, child)| ((**name).to_owned(), child.id())).collect();
+        let lower = state.nodes.lower(id);
+        let in_place = in_place(lower.as_ref(), path);
         let (mut names, mut deleted) = (BTreeSet::new(), BTreeSet::new());
         for (name, child) in children {
             let path = path.join(&name);
             match child {
-                Child::Node(id) => self.walk_node(state, id, path, out)?,
-                Child::Whiteout if in_place => out.push(Change { path, object: None }),
-                Child::Whiteout => {
+                Some(child) => self.walk_node(state, (id, child), path, out)?,
+                None if in_place => out.push(Change { path, object: None }),
+                None => {
                     deleted.insert(name);
                     continue;
                 }
@@ -177,7 +183,7 @@ impl View {
         let mut seen = HashSet::new();
         let mut hiding = Vec::new();
         for Change { path, object } in &*out {
-            let itself = matches!(object, Some(NewObject::Dir(_))).then_some(&**path);
+            let itself = matches!(object, Some(NewObject::Dir(..))).then_some(&**path);
             for dir in itself.into_iter().chain(path.ancestors()) {
                 if !seen.insert(dir) {
                     continue;
@@ -201,7 +207,10 @@ impl View {
     fn dir_as_it_shows(&self, path: &RelPath) -> Result<Change, FsError> {
         let found = self.find_lower(path)?.ok_or(FsError::NotFound)?;
         let meta = OwnAttr::of(&found.attr(NodeId::ROOT)).into();
-        Ok(Change { path: path.to_owned(), object: Some(NewObject::Dir(meta)) })
+        Ok(Change {
+            path: path.to_owned(),
+            object: Some(NewObject::Dir(meta, self.some_lower_xattrs(path)?)),
+        })
     }
 
     fn add_hidden_below(
@@ -229,45 +238,73 @@ impl View {
         Ok(())
     }
 
+    /// Adds what the name `path` of a node in a directory stands for, if that is a change.
     fn walk_node(
         &self,
         state: &mut State,
-        id: NodeId,
+        (dir, id): (NodeId, NodeId),
         path: RelPathBuf,
         out: &mut Vec<Change>,
     ) -> Result<(), FsError> {
-        let attr = || self.attr_of(state, id).map(|attr| Meta::from(OwnAttr::of(&attr)));
-        let body = &state.nodes.get(id)?.body;
-        let in_place = body.lower() == Some(&path);
-        let object = match body {
-            Body::Dir(dir) => {
-                if !in_place || dir.attr_changed {
-                    let object = Some(NewObject::Dir(attr()?));
-                    out.push(Change { path: path.clone(), object });
-                }
-                return self.walk(state, id, &path, out);
+        let node = state.nodes.get(id)?;
+        let is_lower = node.body.is_lower();
+        // Each name of a file has a place of its own below.
+        let lower = match path.name() {
+            Some(name) if node.names.is_found(dir, name) => state.nodes.lower_child((dir, name))?,
+            _ => state.nodes.lower(id),
+        };
+        let in_place = in_place(lower.as_ref(), &path);
+        if state.nodes.dir(id).is_ok() {
+            if !in_place || !is_lower {
+                let dir = self.new_dir(state, id)?;
+                out.push(Change { path: path.clone(), object: Some(dir) });
             }
-            _ if in_place => return Ok(()),
-            Body::File(FileContent::Blob { blob, .. }) => {
-                NewObject::File(NewFile { content: Content::Blob(*blob), node: id })
+            return self.walk(state, id, &path, out);
+        }
+        if is_lower || matches!(&node.body, Body::File(FileContent::Lower { .. })) {
+            return match lower {
+                Some(_) if in_place => Ok(()),
+                Some(lower) => self.walk_moved(state, &lower, path, out),
+                None => Err(FsError::NotFound),
+            };
+        }
+        let own = OwnAttr::of(&self.attr_of(state, id)?);
+        let is_blob = matches!(&state.nodes.get(id)?.body, Body::File(_));
+        if in_place && !is_blob && own.commits_as(&self.lower_attr(state, id)?) {
+            // Only another name of it was changed.
+            return Ok(());
+        }
+        let meta = Meta::from(own);
+        let object = match &state.nodes.get(id)?.body {
+            Body::File(FileContent::Blob(blob)) => {
+                NewObject::File(NewFile { content: Content::Blob(blob.number), node: id })
             }
-            Body::File(FileContent::Lower(lower)) => {
-                let lower = lower.clone();
-                return self.walk_moved(state, &lower, path, out);
-            }
-            Body::Symlink(symlink) => match (&symlink.own, symlink.lower.clone()) {
-                (Some((target, own)), _) => {
-                    NewObject::Symlink { target: target.clone(), meta: (*own).into() }
-                }
-                (None, Some(lower)) => return self.walk_moved(state, &lower, path, out),
-                (None, None) => return Err(FsError::NotFound),
+            Body::Symlink(symlink) => match &symlink.own {
+                Some((target, _)) => NewObject::Symlink { target: target.clone(), meta },
+                None => return Err(FsError::NotFound),
             },
-            Body::Special(special) => {
-                NewObject::Special { kind: special.kind, rdev: special.rdev, meta: attr()? }
+            Body::Special(special) => NewObject::Special { kind: special.kind, rdev: special.rdev, meta },
+            Body::File(FileContent::Lower { .. }) | Body::Dir(_) | Body::Replaced(_) => {
+                return Err(FsError::NotFound);
             }
         };
         out.push(Change { path, object: Some(object) });
         Ok(())
+    }
+
+    fn new_dir(&self, state: &mut State, id: NodeId) -> Result<NewObject, FsError> {
+        let meta = OwnAttr::of(&self.attr_of(state, id)?).into();
+        let xattrs = match (&state.nodes.dir(id)?.xattrs, state.nodes.lower(id)) {
+            (Some(own), _) => Some(own.clone().into_iter().collect()),
+            (None, Some(lower)) => self.some_lower_xattrs(&lower)?,
+            (None, None) => None,
+        };
+        Ok(NewObject::Dir(meta, xattrs))
+    }
+
+    fn some_lower_xattrs(&self, lower: &RelPath) -> Result<Option<Xattrs>, FsError> {
+        let xattrs = self.lower_xattrs(lower)?;
+        Ok((!xattrs.is_empty()).then(|| xattrs.into_iter().collect()))
     }
 
     /// Adds an object of the lower side that now stands at `path`, with all below it.
@@ -283,7 +320,8 @@ impl View {
         let meta = Meta::from(OwnAttr::of(&attr));
         match found.kind() {
             FileKind::Dir => {
-                out.push(Change { path: path.clone(), object: Some(NewObject::Dir(meta)) });
+                let xattrs = self.some_lower_xattrs(lower)?;
+                out.push(Change { path: path.clone(), object: Some(NewObject::Dir(meta, xattrs)) });
                 let names = self.tree.list(lower, self.perspective())?;
                 state.recording.list(lower, &names);
                 for name in names.keys() {

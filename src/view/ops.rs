@@ -1,161 +1,64 @@
 //! The file-system operations of a view.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
-use super::node::{Body, Child, Dir, FileContent, OwnAttr, Special, Symlink};
-use super::{State, View, blob_name};
-use crate::base::{BaseStat, timestamps};
-use crate::change::{SET_GROUP_ID, give_to};
-use crate::copy::copy_contents;
+use super::node::{Body, Dir, FileContent, OwnAttr, Special, Symlink};
+use super::{State, View};
+use crate::change::SET_GROUP_ID;
 use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
-    OpenFlags, RenameFlags, SetTime, XattrMode,
+    OpenFlags, RenameFlags, XattrMode,
 };
 use crate::node_numbers::UNKNOWN;
-use crate::open_file::{RealFile, open_virtual};
-use crate::path::{RelPath, RelPathBuf};
-use crate::recording::ContentSeen;
+use crate::open_file::RealFile;
 use crate::tree::Found;
 
+/// A directory with a name in it.
+type Place<'a> = (NodeId, &'a OsStr);
+
 impl View {
-    pub(super) fn lower_target(&self, lower: &RelPath) -> Result<OsString, FsError> {
-        match self.find_lower(lower)?.ok_or(FsError::NotFound)? {
-            Found::Base(_) => Ok(self.tree.base().read_link(lower)?),
-            Found::Virtual(_, record) => match record.kind {
-                crate::archive::RecordKind::Symlink { target } => Ok(target),
-                _ => Err(FsError::InvalidArgument),
-            },
-        }
-    }
-
-    /// Opens a lower file and records that its content was read.
-    fn open_lower(
-        &self,
-        state: &mut State,
-        lower: &RelPath,
-        token: Arc<()>,
-    ) -> Result<Arc<dyn OpenFile>, FsError> {
-        match self.find_lower(lower)?.ok_or(FsError::NotFound)? {
-            Found::Base(_) => {
-                let file = self.tree.base().open_file(lower)?;
-                let stat = BaseStat::from(rustix::fs::fstat(&file)?);
-                state.recording.read(lower, stat.probe(), ContentSeen::Real(stat.identity));
-                Ok(Arc::new(RealFile::new(file, token)))
-            }
-            found @ Found::Virtual(..) => {
-                let probe = found.probe();
-                let Found::Virtual(layer, record) = found else { return Err(FsError::NotFound) };
-                let crate::archive::RecordKind::File { content: Some(content), .. } = record.kind else {
-                    return Err(FsError::InvalidArgument);
-                };
-                let file = open_virtual(&self.store, layer.archive(), &record, token)?;
-                state.recording.read(lower, probe, ContentSeen::Virtual(content));
-                Ok(file)
-            }
-        }
-    }
-
-    /// Turns a lower file into a blob with the same content and attributes; with `keep_content` false the
-    /// content is left out, and not recorded as read.
-    ///
-    /// Fails with [`FsError::Stale`] where open handles keep the lower content: the names now lead to a
-    /// new node.
-    fn copy_up(&self, state: &mut State, id: NodeId, keep_content: bool) -> Result<(), FsError> {
-        let node = state.nodes.get(id)?;
-        let FileContent::Lower(lower) = (match &node.body {
-            Body::File(content) => content.clone(),
-            Body::Dir(_) => return Err(FsError::IsADirectory),
-            Body::Symlink(_) | Body::Special(_) => return Err(FsError::InvalidArgument),
-        }) else {
-            return Ok(());
-        };
-        let attr = self.attr_of(state, id)?;
-        let names = u32::try_from(node.names.len()).unwrap_or(u32::MAX);
-        let splits = self.passthrough && node.is_open();
-        let (blob, file) = self.new_blob(state, attr.mode)?;
-        if keep_content {
-            self.copy_content_up(state, &lower, &file)?;
-        }
-        give_to(&file, attr.uid, attr.gid)?;
-        rustix::fs::fchmod(&file, Mode::from_bits_truncate(attr.mode))?;
-        rustix::fs::futimens(
-            &file,
-            &timestamps(Some(SetTime::At(attr.atime)), Some(SetTime::At(attr.mtime))),
-        )?;
-        let content = FileContent::Blob { blob, lower_links: attr.nlink.saturating_sub(names) };
-        if splits {
-            state.nodes.split(id, content)?;
-            return Err(FsError::Stale);
-        }
-        let node = state.nodes.get_mut(id)?;
-        node.body = Body::File(content);
-        // Handles of the lower content, where they are allowed to stay, no longer count as open.
-        node.token = Arc::new(());
-        Ok(())
-    }
-
-    fn copy_content_up(&self, state: &mut State, lower: &RelPath, to: &File) -> Result<(), FsError> {
-        let from = self.open_lower(state, lower, Arc::new(()))?;
-        match from.backing() {
-            Some(from) => copy_contents(from, to.as_fd())?,
-            None => {
-                let mut buffer = vec![0; 128 * 1024];
-                let mut offset = 0;
-                loop {
-                    let n = from.read_at(&mut buffer, offset)?;
-                    if n == 0 {
-                        break;
-                    }
-                    std::os::unix::fs::FileExt::write_all_at(to, &buffer[..n], offset)?;
-                    offset += n as u64;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn open_blob(&self, blob: u64, token: Arc<()>) -> Result<Arc<dyn OpenFile>, FsError> {
-        let open = |flags: OFlags| {
-            let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            rustix::fs::openat(&self.staging, blob_name(blob), flags, Mode::empty())
-        };
-        let file = match open(OFlags::RDWR) {
-            // An ordinary user's read-only file: the kernel has checked that it is only read.
-            Err(rustix::io::Errno::ACCESS) => open(OFlags::RDONLY)?,
-            other => other?,
-        };
-        Ok(Arc::new(RealFile::new(File::from(file), token)))
-    }
-
-    fn add(
-        &self,
-        state: &mut State,
-        parent: NodeId,
-        name: &OsStr,
-        make: impl FnOnce(&Self, &mut State) -> Result<Body, FsError>,
-    ) -> Result<NodeId, FsError> {
+    /// Makes sure that `name` is free for something new.
+    fn check_free(&self, state: &mut State, (parent, name): Place<'_>) -> Result<(), FsError> {
         match self.resolve(state, parent, name) {
             Ok(_) => return Err(FsError::AlreadyExists),
             Err(FsError::NotFound) => {}
             Err(error) => return Err(error),
         }
-        self.refuse_hidden(state, parent, name)?;
+        self.refuse_in_removed(state, parent)?;
+        self.refuse_hidden(state, parent, name)
+    }
+
+    fn add(
+        &self,
+        state: &mut State,
+        at: Place<'_>,
+        make: impl FnOnce(&Self, &mut State) -> Result<Body, FsError>,
+    ) -> Result<NodeId, FsError> {
+        self.check_free(state, at)?;
         let body = make(self, state)?;
         let id = state.nodes.insert(body);
-        state.nodes.name(id, (parent, name));
-        self.touch_dir(state, parent)?;
+        state.nodes.link(id, at);
+        self.touch_dir(state, at.0)?;
         Ok(id)
+    }
+
+    /// A directory that is gone but still open takes no new names.
+    fn refuse_in_removed(&self, state: &State, dir: NodeId) -> Result<(), FsError> {
+        match dir == NodeId::ROOT || state.nodes.get(dir)?.names.len() > 0 {
+            true => Ok(()),
+            false => Err(FsError::NotFound),
+        }
     }
 
     /// Keeps tasks from making what a commit could not put in place.
     fn refuse_hidden(&self, state: &State, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
-        match &state.nodes.dir(parent)?.lower {
-            Some(lower) if self.tree.base().hides(&lower.join(name)) => Err(FsError::NotPermitted),
+        match state.nodes.lower_child((parent, name))? {
+            Some(lower) if self.tree.base().hides(&lower) => Err(FsError::NotPermitted),
             _ => Ok(()),
         }
     }
@@ -164,46 +67,50 @@ impl View {
         &self,
         state: &mut State,
         caller: Caller,
-        (parent, name): (NodeId, &OsStr),
+        at: Place<'_>,
         mode: u32,
     ) -> Result<(NodeId, File), FsError> {
         let mut created = None;
-        let id = self.add(state, parent, name, |view, state| {
-            let attr = view.new_attr(state, caller, parent, mode)?;
-            let (blob, file) = view.new_blob(state, mode)?;
-            give_to(&file, attr.uid, attr.gid)?;
-            // Changing the owner clears set-id bits.
-            rustix::fs::fchmod(&file, Mode::from_bits_truncate(mode))?;
+        let id = self.add(state, at, |view, state| {
+            let own = view.new_attr(state, caller, at.0, mode)?;
+            let (body, file) = view.make_blob(state, &own, false)?;
             created = Some(file);
-            Ok(Body::File(FileContent::Blob { blob, lower_links: 0 }))
+            Ok(body)
         })?;
         Ok((id, created.ok_or(FsError::NotFound)?))
     }
 
-    /// Takes `name` away from the node it leads to.
-    fn remove_name(
+    /// Hands out what was created, open: its handle may write even where the mode says that nobody may.
+    fn created(
         &self,
         state: &mut State,
         id: NodeId,
-        parent: NodeId,
-        name: &OsStr,
-    ) -> Result<(), FsError> {
-        self.hide_lower(state, parent, name)?;
-        state.nodes.unname(id, (parent, name));
-        self.touch_dir(state, parent)
+        file: File,
+    ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
+        let file = Self::share(state, id, Arc::new(RealFile::new(file, Arc::new(()))))?;
+        Ok((self.attr_of(state, id)?, file))
+    }
+
+    /// Takes `name` away from the node it leads to.
+    fn remove_name(&self, state: &mut State, id: NodeId, at: Place<'_>) -> Result<(), FsError> {
+        state.nodes.unlink(id, at);
+        self.hide_lower(state, at.0, at.1)?;
+        self.touch_names(state, id)?;
+        self.touch_dir(state, at.0)
     }
 
     /// Refuses to move a directory that holds the store: a commit could not.
     fn refuse_to_move_hidden(&self, state: &State, id: NodeId) -> Result<(), FsError> {
-        match state.nodes.dir(id).ok().and_then(|dir| dir.lower.as_ref()) {
-            Some(lower) if self.tree.base().holds_hidden(lower) => Err(FsError::NotPermitted),
+        let lower = state.nodes.dir(id).ok().and_then(|_| state.nodes.lower(id));
+        match lower {
+            Some(lower) if self.tree.base().holds_hidden(&lower) => Err(FsError::NotPermitted),
             _ => Ok(()),
         }
     }
 
     fn is_empty(&self, state: &mut State, id: NodeId) -> Result<bool, FsError> {
-        let holds_hidden = |lower: &RelPathBuf| self.tree.base().holds_hidden(lower);
-        if state.nodes.dir(id)?.lower.as_ref().is_some_and(holds_hidden) {
+        state.nodes.dir(id)?;
+        if state.nodes.lower(id).is_some_and(|lower| self.tree.base().holds_hidden(&lower)) {
             return Ok(false);
         }
         Ok(self.names(state, id)?.is_empty())
@@ -211,32 +118,92 @@ impl View {
 
     /// Returns the merged names of a directory, and records the listing of its lower side.
     fn names(&self, state: &mut State, id: NodeId) -> Result<Vec<DirEntry>, FsError> {
-        let mut names = std::collections::BTreeMap::new();
-        if let Some(lower) = state.nodes.dir(id)?.lower.clone() {
+        let mut names = BTreeMap::new();
+        state.nodes.dir(id)?;
+        if let Some(lower) = state.nodes.lower(id) {
             let lower_names = self.tree.list(&lower, self.perspective())?;
             state.recording.list(&lower, &lower_names);
-            names.extend(lower_names.into_iter().map(|(name, kind)| (name, (UNKNOWN, kind))));
+            names.extend(lower_names.into_iter().map(|(name, kind)| (name, (UNKNOWN.0, kind))));
         }
         for (name, child) in &state.nodes.dir(id)?.children {
-            match child {
-                Child::Whiteout => {
-                    names.remove(name);
+            match child.id() {
+                None => {
+                    names.remove(&**name);
                 }
-                Child::Node(id) => {
-                    names.insert(name.clone(), (*id, kind_of(&state.nodes.get(*id)?.body)));
+                Some(id) => {
+                    let node = state.nodes.get(id)?;
+                    names.insert((**name).to_owned(), (node.ino, node.body.kind()));
                 }
             }
         }
-        Ok(names.into_iter().map(|(name, (node, kind))| DirEntry { ino: node.0, kind, name }).collect())
+        Ok(names.into_iter().map(|(name, (ino, kind))| DirEntry { ino, kind, name }).collect())
     }
-}
 
-fn kind_of(body: &Body) -> FileKind {
-    match body {
-        Body::File(_) => FileKind::File,
-        Body::Dir(_) => FileKind::Dir,
-        Body::Symlink(_) => FileKind::Symlink,
-        Body::Special(special) => special.kind,
+    fn exchange(
+        &self,
+        state: &mut State,
+        (source, from): (NodeId, Place<'_>),
+        (target, to): (NodeId, Place<'_>),
+    ) -> Result<(), FsError> {
+        self.refuse_to_move_hidden(state, target)?;
+        if source == target {
+            return Ok(());
+        }
+        state.nodes.detach(source, from);
+        state.nodes.detach(target, to);
+        state.nodes.attach(target, from, false);
+        state.nodes.attach(source, to, false);
+        self.touch_names(state, source)?;
+        self.touch_names(state, target)?;
+        self.touch_dir(state, from.0)?;
+        self.touch_dir(state, to.0)
+    }
+
+    /// Makes sure that `source` may take the place of `target`.
+    fn check_replaceable(&self, state: &mut State, source: NodeId, target: NodeId) -> Result<(), FsError> {
+        match (state.nodes.dir(source).is_ok(), state.nodes.dir(target).is_ok()) {
+            (true, false) => Err(FsError::NotADirectory),
+            (false, true) => Err(FsError::IsADirectory),
+            (true, true) if !self.is_empty(state, target)? => Err(FsError::DirectoryNotEmpty),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_attr_of(&self, state: &mut State, node: NodeId, changes: AttrChanges) -> Result<Attr, FsError> {
+        let mut id = state.nodes.current(node);
+        if let (Some(size_bytes), Body::File(FileContent::Lower { .. })) =
+            (changes.size_bytes, &state.nodes.get(id)?.body)
+        {
+            id = self.copy_up(state, id, size_bytes != 0)?;
+        }
+        self.change_attr(state, id, changes)?;
+        self.attr_of(state, node)
+    }
+
+    fn link_node(&self, state: &mut State, node: NodeId, at: Place<'_>) -> Result<Attr, FsError> {
+        let mut id = state.nodes.current(node);
+        self.check_free(state, at)?;
+        let linked = state.nodes.get(id)?;
+        let unnamed = matches!(&linked.body, Body::File(FileContent::Blob(blob)) if blob.unnamed);
+        match &linked.body {
+            Body::Dir(_) => return Err(FsError::NotPermitted),
+            _ if state.nodes.links(linked) == 0 && !unnamed => return Err(FsError::NotFound),
+            Body::File(FileContent::Lower { .. }) => {
+                let lower = state.nodes.lower(id).ok_or(FsError::NotFound)?;
+                if matches!(self.find_lower(&lower)?, Some(Found::Virtual(..))) {
+                    // A name in the base cannot lead to a file in an archive.
+                    id = self.copy_up(state, id, true)?;
+                }
+            }
+            _ => {}
+        }
+        state.nodes.link(id, at);
+        if let Body::File(FileContent::Blob(blob)) = &mut state.nodes.get_mut(id)?.body {
+            blob.unnamed = false;
+        }
+        self.touch_names(state, id)?;
+        self.touch_dir(state, at.0)?;
+        self.attr_of(state, id)
     }
 }
 
@@ -250,27 +217,27 @@ impl Filesystem for View {
     fn forget(&self, node: NodeId) {
         let blob = self.lock().nodes.forget(node);
         if let Some(blob) = blob {
-            // It goes with the staging directory at the latest.
-            rustix::fs::unlinkat(&self.staging, blob_name(blob), AtFlags::empty()).ok();
+            self.drop_blob(blob);
         }
     }
 
     fn attr(&self, node: NodeId) -> Result<Attr, FsError> {
-        self.attr_of(&self.lock(), node)
+        self.attr_of(&mut self.lock(), node)
     }
 
     fn set_attr(
         &self,
         node: NodeId,
+        // All handles of a node share one file, which is used here, too, where there is one.
         _open: Option<&dyn OpenFile>,
         changes: AttrChanges,
     ) -> Result<Attr, FsError> {
-        let state = &mut *self.lock();
-        if matches!(state.nodes.get(node)?.body, Body::File(FileContent::Lower(_))) {
-            self.copy_up(state, node, changes.size_bytes != Some(0))?;
-        }
-        self.change_attr(state, node, changes)?;
-        self.attr_of(state, node)
+        let changed = {
+            let state = &mut *self.lock();
+            self.set_attr_of(state, node, changes)
+        };
+        self.tell();
+        changed
     }
 
     fn read_link(&self, node: NodeId) -> Result<OsString, FsError> {
@@ -278,11 +245,11 @@ impl Filesystem for View {
         let Body::Symlink(symlink) = &state.nodes.get(node)?.body else {
             return Err(FsError::InvalidArgument);
         };
-        match (&symlink.own, &symlink.lower) {
+        match (&symlink.own, state.nodes.lower(node)) {
             (Some((target, _)), None) => Ok(target.clone()),
             (_, Some(lower)) => {
-                let target = self.lower_target(lower)?;
-                state.recording.link(lower, target.clone());
+                let target = self.lower_target(&lower)?;
+                state.recording.link(&lower, target.clone());
                 Ok(target)
             }
             (None, None) => Err(FsError::NotFound),
@@ -294,9 +261,9 @@ impl Filesystem for View {
         let id = match new.kind {
             FileKind::File => self.add_file(state, caller, (parent, name), new.mode)?.0,
             FileKind::Dir | FileKind::Symlink => return Err(FsError::InvalidArgument),
-            kind => self.add(state, parent, name, |view, state| {
+            kind => self.add(state, (parent, name), |view, state| {
                 let own = Some(view.new_attr(state, caller, parent, new.mode)?);
-                Ok(Body::Special(Special { kind, rdev: new.rdev, own, lower: None }))
+                Ok(Body::Special(Box::new(Special { kind, rdev: new.rdev, own, lower: None })))
             })?,
         };
         self.attr_of(state, id)
@@ -304,11 +271,11 @@ impl Filesystem for View {
 
     fn make_dir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Attr, FsError> {
         let state = &mut *self.lock();
-        let id = self.add(state, parent, name, |view, state| {
+        let id = self.add(state, (parent, name), |view, state| {
             let own = view.new_attr(state, caller, parent, mode)?;
             let inherited = view.attr_of(state, parent)?.mode & SET_GROUP_ID;
             let attr = Some(OwnAttr { mode: mode | inherited, ..own });
-            Ok(Body::Dir(Dir { attr, attr_changed: true, ..Dir::default() }))
+            Ok(Body::Dir(Box::new(Dir { attr, attr_changed: true, ..Dir::default() })))
         })?;
         self.attr_of(state, id)
     }
@@ -321,28 +288,20 @@ impl Filesystem for View {
         target: &OsStr,
     ) -> Result<Attr, FsError> {
         let state = &mut *self.lock();
-        let id = self.add(state, parent, name, |view, state| {
+        let id = self.add(state, (parent, name), |view, state| {
             let own = view.new_attr(state, caller, parent, 0o777)?;
-            Ok(Body::Symlink(Symlink { own: Some((target.to_owned(), own)), lower: None }))
+            Ok(Body::Symlink(Box::new(Symlink { own: Some((target.to_owned(), own)), lower: None })))
         })?;
         self.attr_of(state, id)
     }
 
     fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr, FsError> {
-        let state = &mut *self.lock();
-        match self.resolve(state, parent, name) {
-            Ok(_) => return Err(FsError::AlreadyExists),
-            Err(FsError::NotFound) => {}
-            Err(error) => return Err(error),
-        }
-        self.refuse_hidden(state, parent, name)?;
-        if !matches!(state.nodes.get(node)?.body, Body::Symlink(_) | Body::Special(_)) {
-            // Both names must lead to one blob, so that a write through either shows in both.
-            self.copy_up(state, node, true)?;
-        }
-        state.nodes.name(node, (parent, name));
-        self.touch_dir(state, parent)?;
-        self.attr_of(state, node)
+        let linked = {
+            let state = &mut *self.lock();
+            self.link_node(state, node, (parent, name))
+        };
+        self.tell();
+        linked
     }
 
     fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
@@ -351,7 +310,7 @@ impl Filesystem for View {
         if state.nodes.dir(id).is_ok() {
             return Err(FsError::IsADirectory);
         }
-        self.remove_name(state, id, parent, name)
+        self.remove_name(state, id, (parent, name))
     }
 
     fn remove_dir(&self, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
@@ -360,33 +319,23 @@ impl Filesystem for View {
         if !self.is_empty(state, id)? {
             return Err(FsError::DirectoryNotEmpty);
         }
-        self.remove_name(state, id, parent, name)
+        self.remove_name(state, id, (parent, name))
     }
 
-    fn rename(
-        &self,
-        (from, from_name): (NodeId, &OsStr),
-        (to, to_name): (NodeId, &OsStr),
-        flags: RenameFlags,
-    ) -> Result<(), FsError> {
+    fn rename(&self, from: Place<'_>, to: Place<'_>, flags: RenameFlags) -> Result<(), FsError> {
         let state = &mut *self.lock();
-        let source = self.resolve(state, from, from_name)?;
-        self.refuse_hidden(state, to, to_name)?;
+        let source = self.resolve(state, from.0, from.1)?;
+        self.refuse_in_removed(state, to.0)?;
+        self.refuse_hidden(state, to.0, to.1)?;
         self.refuse_to_move_hidden(state, source)?;
-        let target = match self.resolve(state, to, to_name) {
+        let target = match self.resolve(state, to.0, to.1) {
             Ok(id) => Some(id),
             Err(FsError::NotFound) => None,
             Err(error) => return Err(error),
         };
         if flags.contains(RenameFlags::EXCHANGE) {
             let target = target.ok_or(FsError::NotFound)?;
-            self.refuse_to_move_hidden(state, target)?;
-            state.nodes.unname(source, (from, from_name));
-            state.nodes.unname(target, (to, to_name));
-            state.nodes.name(target, (from, from_name));
-            state.nodes.name(source, (to, to_name));
-            self.touch_dir(state, from)?;
-            return self.touch_dir(state, to);
+            return self.exchange(state, (source, from), (target, to));
         }
         if let Some(target) = target {
             if flags.contains(RenameFlags::NO_REPLACE) {
@@ -396,41 +345,27 @@ impl Filesystem for View {
                 // Two names of one file: rename(2) does nothing.
                 return Ok(());
             }
-            match (state.nodes.dir(source).is_ok(), state.nodes.dir(target).is_ok()) {
-                (true, false) => return Err(FsError::NotADirectory),
-                (false, true) => return Err(FsError::IsADirectory),
-                (true, true) if !self.is_empty(state, target)? => return Err(FsError::DirectoryNotEmpty),
-                _ => {}
-            }
-            state.nodes.unname(target, (to, to_name));
+            self.check_replaceable(state, source, target)?;
+            state.nodes.unlink(target, to);
+            self.touch_names(state, target)?;
         }
-        self.remove_name(state, source, from, from_name)?;
-        state.nodes.name(source, (to, to_name));
-        self.touch_dir(state, to)
+        state.nodes.detach(source, from);
+        self.hide_lower(state, from.0, from.1)?;
+        state.nodes.attach(source, to, false);
+        self.touch_names(state, source)?;
+        self.touch_dir(state, from.0)?;
+        self.touch_dir(state, to.0)
     }
 
     fn open(&self, node: NodeId, flags: OpenFlags) -> Result<Arc<dyn OpenFile>, FsError> {
-        let state = &mut *self.lock();
-        if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
-            self.copy_up(state, node, !flags.contains(OpenFlags::TRUNCATE))?;
-        }
-        let opened = state.nodes.get(node)?;
-        let token = Arc::clone(&opened.token);
-        let content = match &opened.body {
-            Body::File(content) => content.clone(),
-            Body::Dir(_) => return Err(FsError::IsADirectory),
-            Body::Symlink(_) | Body::Special(_) => return Err(FsError::InvalidArgument),
+        let opened = {
+            let state = &mut *self.lock();
+            self.open_node(state, node, flags)
         };
-        match content {
-            FileContent::Lower(lower) => self.open_lower(state, &lower, token),
-            FileContent::Blob { blob, .. } => {
-                if flags.contains(OpenFlags::TRUNCATE) {
-                    let truncated = AttrChanges { size_bytes: Some(0), ..AttrChanges::default() };
-                    self.change_attr(state, node, truncated)?;
-                }
-                self.open_blob(blob, token)
-            }
+        if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
+            self.tell();
         }
+        opened
     }
 
     fn create(
@@ -442,41 +377,49 @@ impl Filesystem for View {
         _flags: OpenFlags,
     ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
         let state = &mut *self.lock();
-        // The handle that made it may write even where the mode says that nobody may.
         let (id, file) = self.add_file(state, caller, (parent, name), mode)?;
-        let attr = self.attr_of(state, id)?;
-        let token = Arc::clone(&state.nodes.get(id)?.token);
-        Ok((attr, Arc::new(RealFile::new(file, token))))
+        self.created(state, id, file)
     }
 
     fn create_unnamed(
         &self,
-        _caller: Caller,
-        _parent: NodeId,
-        _mode: u32,
+        caller: Caller,
+        parent: NodeId,
+        mode: u32,
         _flags: OpenFlags,
     ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
-        Err(FsError::NotSupported)
+        let state = &mut *self.lock();
+        state.nodes.dir(parent)?;
+        let own = self.new_attr(state, caller, parent, mode)?;
+        let (body, file) = self.make_blob(state, &own, true)?;
+        let id = state.nodes.insert(body);
+        self.created(state, id, file)
     }
 
     fn has_xattrs(&self) -> bool {
-        false
+        self.xattrs
     }
 
-    fn xattr(&self, _node: NodeId, _name: &OsStr) -> Result<Vec<u8>, FsError> {
-        Err(FsError::NotSupported)
+    fn xattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>, FsError> {
+        self.check_xattr(name)?;
+        let mut xattrs = self.xattrs_of(&self.lock(), node)?;
+        xattrs.remove(name).ok_or(Errno::NODATA.into())
     }
 
-    fn xattr_names(&self, _node: NodeId) -> Result<Vec<OsString>, FsError> {
-        Err(FsError::NotSupported)
+    fn xattr_names(&self, node: NodeId) -> Result<Vec<OsString>, FsError> {
+        Ok(self.xattrs_of(&self.lock(), node)?.into_keys().collect())
     }
 
-    fn set_xattr(&self, _: NodeId, _name: &OsStr, _value: &[u8], _: XattrMode) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+    fn set_xattr(&self, node: NodeId, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<(), FsError> {
+        let set = self.change_xattr(&mut self.lock(), node, (name, Some(value)), mode);
+        self.tell();
+        set
     }
 
-    fn remove_xattr(&self, _node: NodeId, _name: &OsStr) -> Result<(), FsError> {
-        Err(FsError::NotSupported)
+    fn remove_xattr(&self, node: NodeId, name: &OsStr) -> Result<(), FsError> {
+        let removed = self.change_xattr(&mut self.lock(), node, (name, None), XattrMode::Replace);
+        self.tell();
+        removed
     }
 
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {

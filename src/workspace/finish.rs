@@ -418,7 +418,7 @@ impl Workspace {
         for Changed { change, before } in changed {
             let path = &change.path;
             records.remove(path);
-            if !matches!(change.object, Some(NewObject::Dir(_))) {
+            if !matches!(change.object, Some(NewObject::Dir(..))) {
                 outputs::remove_below(&mut records, path);
             }
             if change.object.is_none() && *before != PathState::Absent {

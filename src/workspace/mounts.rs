@@ -1,27 +1,27 @@
 //! What changes when a live mount comes and goes, and what a crash left behind.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::restore::Target;
+use super::restore::{Target, at};
 use super::{
     LiveTree, Materialised, Mounted, ProgressSink, Workspace, WorkspaceError, forgo, lock, now_secs,
 };
 use crate::claim::decode_before;
 use crate::filter::Filter;
 use crate::fingerprint::Facets;
-use crate::fs::Invalidator;
+use crate::fs::{FsError, Invalidator, SetTime, Timestamp};
 use crate::index::{EntryFilter, LayerRow};
 use crate::live::{Announcer, Before, Live};
-use crate::path::RelPath;
+use crate::path::{RelPath, RelPathBuf};
 use crate::report::{Progress, Stage};
 use crate::serving::Serving;
 use crate::store::{Swept, WorkArea};
 use crate::task::FilterSpec;
 use crate::tree::layer::LayerParts;
-use crate::tree::{Layer, Stale};
+use crate::tree::{Found, Layer, Perspective, Stale};
 
 impl Workspace {
     /// Starts serving layers lazily through a live mount and returns what it serves.
@@ -149,13 +149,34 @@ impl Workspace {
                 stage: Stage::Materialising,
             };
             let of_layer = |layer: Progress| overall(&done, (layer.files_done, layer.bytes_done));
+            let times = self.times_of_real_dirs(layer)?;
             let restored = self.restore(&target, claim.as_ref(), claimed, &of_layer)?;
+            for (dir, mtime) in times {
+                self.tree.base().set_times(&dir, None, Some(SetTime::At(mtime))).map_err(at(&dir))?;
+            }
             done.files += restored.files;
             done.bytes += restored.bytes;
             self.drop_layer(layer)?;
         }
         drop(committing);
         Ok(done)
+    }
+
+    /// Returns the modification times of real directories into which a layer is about to be written: nothing
+    /// changes in them that anybody could see.
+    fn times_of_real_dirs(&self, layer: &Layer) -> Result<BTreeMap<RelPathBuf, Timestamp>, WorkspaceError> {
+        let mut times = BTreeMap::new();
+        let mut seen = HashSet::new();
+        for record in layer.records() {
+            let Some(dir) = record?.path.parent().map(RelPath::to_owned) else { continue };
+            if seen.insert(dir.clone())
+                && let Some(Found::Base(stat)) =
+                    self.tree.find(&dir, Perspective::ALL).map_err(FsError::from)?
+            {
+                times.insert(dir, stat.identity.mtime);
+            }
+        }
+        Ok(times)
     }
 
     fn discard_layers(&self) -> Result<Materialised, WorkspaceError> {

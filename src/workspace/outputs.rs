@@ -84,7 +84,7 @@ pub(super) fn collect(
     }
     for Changed { change, before } in changed {
         written.remove(&change.path);
-        if !matches!(change.object, Some(NewObject::Dir(_))) {
+        if !matches!(change.object, Some(NewObject::Dir(..))) {
             remove_below(&mut written, &change.path);
         }
         match &change.object {
@@ -215,7 +215,9 @@ impl Workspace {
         let path = &output.path;
         let (meta, source) = match &output.what {
             What::Deleted => (Meta::default(), Source::Absent),
-            What::Changed(NewObject::Dir(meta)) => (plain_meta(meta), Source::Dir),
+            What::Changed(NewObject::Dir(meta, xattrs)) => {
+                (Meta { xattrs: xattrs.clone().unwrap_or_default(), ..plain_meta(meta) }, Source::Dir)
+            }
             What::Changed(NewObject::Symlink { target, meta }) => {
                 (plain_meta(meta), Source::Symlink(target.clone()))
             }

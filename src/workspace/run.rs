@@ -170,6 +170,7 @@ impl Workspace {
             staging,
             without: asked.spec.clean.then(|| asked.earlier()),
             passthrough: serving.passthrough,
+            xattrs: serving.xattrs,
         }));
         let started = self.commit_number();
         Ok(Run { id, asked, view, stores, started })

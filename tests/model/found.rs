@@ -1,9 +1,11 @@
 //! Cases that generated operations or reading the code found, shrunk to what matters.
 
-use crate::kernel::Habits;
+use vout::fs::XattrMode;
+
+use crate::kernel::{Habits, Kernel};
 use crate::ops::{Data, Op, Replace};
-use crate::world::{Made, Plan};
-use crate::{live_and_materialise, view_and_commit};
+use crate::world::{Made, Plan, World};
+use crate::{commit, live_and_materialise, view_and_commit};
 
 fn dir(path: &str) -> (String, Made) {
     (path.into(), Made::Dir(0o755))
@@ -144,4 +146,116 @@ fn a_file_made_read_only_is_written_by_who_made_it() {
     let fill = [Op::Mkdir("d".into(), 0o755), create("d/f"), Op::Chmod("d".into(), 0o555)];
     let plan = Plan::default();
     view_and_commit(&plan, &fill, Habits { caches: true, passthrough: false }, 2);
+}
+
+/// The other name of a file, which nobody looks at before the commit, is to have the same file afterwards.
+#[test]
+fn names_that_nobody_looked_at_follow_a_write_through_another() {
+    let base = [file("a"), ("d/s/b".into(), Made::Link("a".into())), file("d/s/c")];
+    let changes = [
+        Op::Append("a".into(), Data(4, 4)),
+        Op::Chmod("a".into(), 0o700),
+        Op::Overwrite("a".into(), Data(3, 3)),
+        Op::Utimens("a".into(), 5000),
+        Op::SetXattr("a".into(), 0, Data(3, 3), XattrMode::Set),
+    ];
+    for change in changes {
+        committed_without_looking(&base, std::slice::from_ref(&change));
+        committed_without_looking(&base, &[change.clone(), Op::Unlink("a".into())]);
+        committed_without_looking(&base, &[rename("d", "e"), change.clone()]);
+        committed_without_looking(&base, &[change, rename("d/s", "t")]);
+    }
+}
+
+/// Like a check, but nobody lists the view before it is committed.
+fn committed_without_looking(base: &[Made1], ops: &[Op]) {
+    let plan = Plan { base: base.to_vec(), layers: Vec::new() };
+    for passthrough in [false, true] {
+        let mut world = World::new(&plan);
+        let habits = Habits { caches: true, passthrough };
+        let view = world.view(passthrough);
+        let mut kernel = Kernel::over_view(&view, habits);
+        for op in ops {
+            assert_eq!(kernel.run(op), world.native.run(op), "{op:?}");
+            kernel.run(&Op::Reclaim).unwrap();
+        }
+        commit(&world, &view);
+        assert_eq!(world.base().snapshot().difference(&world.native.snapshot()), None, "{ops:?}");
+    }
+}
+
+#[test]
+fn link_counts_follow_names_whether_they_were_looked_at_or_not() {
+    let base = [file("a"), ("b".into(), Made::Link("a".into())), ("d/c".into(), Made::Link("a".into()))];
+    let ops = [
+        Op::Unlink("a".into()),
+        Op::Reclaim,
+        Op::Stat("b".into()),
+        Op::Link("b".into(), "e".into()),
+        Op::Append("e".into(), Data(2, 2)),
+        Op::Unlink("b".into()),
+        Op::Stat("d/c".into()),
+        Op::Rename("d/c".into(), "e".into(), Replace::Yes),
+        Op::Unlink("e".into()),
+        Op::Stat("d/c".into()),
+    ];
+    check(&base, &[], &ops);
+}
+
+#[test]
+fn a_reader_does_not_keep_others_from_changing_a_file() {
+    for mut change in [
+        vec![Op::ChmodOpen(0, 0o700)],
+        vec![Op::UtimensOpen(0, 5000)],
+        vec![Op::Truncate("a".into(), 1)],
+        vec![Op::SetXattr("a".into(), 0, Data(3, 3), XattrMode::Set)],
+        vec![Op::Overwrite("a".into(), Data(9, 9)), Op::ChmodOpen(0, 0o700)],
+    ] {
+        let mut ops = vec![Op::Stat("b".into()), Op::Open(0, "a".into(), false)];
+        ops.append(&mut change);
+        ops.extend([Op::StatOpen(0), Op::ReadOpen(0), Op::Stat("b".into()), Op::Read("b".into())]);
+        check(&[file("a"), ("b".into(), Made::Link("a".into()))], &[], &ops);
+    }
+}
+
+#[test]
+fn a_file_without_a_name_can_get_one_and_others_cannot_come_back() {
+    let ops = [
+        Op::Unnamed(0, 0o640),
+        Op::WriteOpen(0, 0, Data(50, 1)),
+        Op::StatOpen(0),
+        Op::LinkOpen(0, "f".into()),
+        Op::Unlink("f".into()),
+        Op::LinkOpen(0, "g".into()),
+        Op::Unnamed(1, 0o644),
+        Op::LinkOpen(1, "h".into()),
+        Op::CopyRange((1, 0), (1, 100), 50),
+        Op::Reclaim,
+        Op::StatOpen(1),
+    ];
+    check(&[], &[], &ops);
+}
+
+#[test]
+fn attributes_of_directories_are_committed() {
+    let set = |path: &str, number| Op::SetXattr(path.into(), number, Data(3, 3), XattrMode::Set);
+    let ops = [set("d", 0), set("d", 1), Op::RemoveXattr("d".into(), 0), rename("d", "e"), set("l", 2)];
+    check(&[file("d/x")], &[&[dir("l")]], &ops);
+}
+
+#[test]
+fn subdirectories_count_as_links_of_their_directory() {
+    let ops = [
+        Op::Stat("d".into()),
+        Op::Mkdir("d/new".into(), 0o755),
+        Op::Stat("d".into()),
+        rename("d/s", "t"),
+        Op::Rename("d/new".into(), "d/f".into(), Replace::Exchange),
+        Op::Stat("d".into()),
+        Op::Rmdir("t".into()),
+        Op::Rename("d/f".into(), "f".into(), Replace::Exchange),
+        Op::Stat("d".into()),
+    ];
+    check(&[dir("d/s"), file("d/f"), file("f")], &[], &ops);
+    check(&[dir("d/s")], &[&[file("d/f"), dir("d/u"), file("f")]], &ops);
 }

@@ -3,16 +3,18 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 use vout::fs::{
-    Attr, AttrChanges, Caller, FileKind, Filesystem, FsError, NodeId, OpenFile, OpenFlags, RenameFlags,
-    SeekTo, SetTime, Timestamp,
+    Attr, AttrChanges, Caller, FileKind, Filesystem, FsError, Invalidator, NodeId, OpenFile, OpenFlags,
+    RenameFlags, SeekTo, SetTime, Timestamp,
 };
+use vout::view::View;
+use vout::watch::News;
 
 use crate::native::Native;
-use crate::ops::{Answer, Mtime, Op, Replace, SLOTS, Seen};
+use crate::ops::{Answer, Mtime, Op, Replace, SLOTS, Seen, xattr_name};
 use crate::snapshot::{Snapshot, Thing};
 
 pub(crate) struct Kernel {
@@ -25,8 +27,27 @@ pub(crate) struct Kernel {
     names: HashMap<(NodeId, OsString), NodeId>,
     /// Referenced nodes, with the directory through which they were found.
     nodes: HashMap<NodeId, NodeId>,
-    pinned: HashSet<NodeId>,
     slots: [Option<Slot>; SLOTS],
+    /// What it was told to forget.
+    outdated: Arc<Outdated>,
+    /// Whether link counts are compared.
+    pub(crate) links: bool,
+    /// Whether the tree under test is a view.
+    pub(crate) is_view: bool,
+}
+
+/// Takes what the tree tells of names that lead elsewhere now.
+#[derive(Default)]
+pub(crate) struct Outdated(Mutex<Vec<(NodeId, OsString)>>);
+
+impl Invalidator for Outdated {
+    fn entry_changed(&self, parent: NodeId, name: &OsStr) {
+        self.0.lock().unwrap().push((parent, name.to_owned()));
+    }
+
+    fn node_changed(&self, _node: NodeId) {}
+
+    fn news(&self, _news: Box<dyn News>) {}
 }
 
 struct Slot {
@@ -65,6 +86,7 @@ fn seen(attr: &Attr) -> Seen {
         mode: if attr.kind == FileKind::Symlink { 0o777 } else { attr.mode },
         size_bytes: if has_size { attr.size_bytes } else { 0 },
         mtime: Mtime::of(attr.kind, attr.mtime.secs, attr.mtime.nanos),
+        nlink: attr.nlink,
     }
 }
 
@@ -100,27 +122,36 @@ impl Kernel {
             passthrough,
             names: HashMap::new(),
             nodes: HashMap::new(),
-            pinned: HashSet::new(),
             slots: Default::default(),
+            outdated: Arc::default(),
+            links: false,
+            is_view: false,
         }
     }
 
-    /// Looks `path` up and never forgets it.
-    pub(crate) fn pin(&mut self, path: &str) {
-        let attr = self.walk(path, false).unwrap();
-        let mut node = attr.node;
-        while node != NodeId::ROOT {
-            self.pinned.insert(node);
-            node = self.nodes[&node];
-        }
+    /// Returns whether readers keep the content from before a copy-up.
+    pub(crate) fn reads_directly(&self) -> bool {
+        self.passthrough || !self.is_view
+    }
+
+    /// Over a view, which tells of names that lead elsewhere.
+    pub(crate) fn over_view(view: &Arc<View>, habits: Habits) -> Self {
+        let kernel = Self { is_view: true, ..Self::new(Arc::clone(view) as _, habits) };
+        view.set_invalidator(Arc::clone(&kernel.outdated) as _);
+        kernel
     }
 
     pub(crate) fn run(&mut self, op: &Op) -> Result<Answer, Errno> {
-        match self.attempt(op, false) {
+        let answer = match self.attempt(op, false) {
             // As the kernel does: once more, trusting no name it knows.
             Err(Errno::STALE) => self.attempt(op, true),
             other => other,
+        };
+        let outdated = std::mem::take(&mut *self.outdated.0.lock().unwrap());
+        for key in outdated {
+            self.names.remove(&key);
         }
+        answer
     }
 
     fn child(&mut self, (parent, name): Place<'_>, again: bool) -> Result<Option<Attr>, Errno> {
@@ -146,11 +177,7 @@ impl Kernel {
 
     fn reference(&mut self, attr: Attr, (parent, name): Place<'_>) {
         self.nodes.insert(attr.node, parent);
-        let known = self.names.insert((parent, name.to_owned()), attr.node);
-        if let Some(old) = known.filter(|old| *old != attr.node) {
-            // A known limitation: other cached names of a node that was split keep leading to the old one.
-            self.names.retain(|_, node| *node != old);
-        }
+        self.names.insert((parent, name.to_owned()), attr.node);
     }
 
     fn dir(&mut self, path: &str, again: bool) -> Result<NodeId, Errno> {
@@ -283,9 +310,39 @@ impl Kernel {
             | Op::Symlink(..) => self.attempt_names(op, again)?,
             Op::Reclaim => self.reclaim(),
             Op::Compare => {}
+            Op::SetXattr(..) | Op::RemoveXattr(..) | Op::Xattrs(_) => return self.attempt_xattrs(op, again),
             _ => return self.attempt_open(op, again),
         }
         Ok(Answer::Done)
+    }
+
+    fn attempt_xattrs(&mut self, op: &Op, again: bool) -> Result<Answer, Errno> {
+        let (Op::SetXattr(path, ..) | Op::RemoveXattr(path, _) | Op::Xattrs(path)) = op else {
+            panic!("{op:?} is not about extended attributes");
+        };
+        let attr = self.walk(path, again)?;
+        if !matches!(attr.kind, FileKind::File | FileKind::Dir) {
+            return Err(Errno::PERM);
+        }
+        match op {
+            Op::SetXattr(_, number, data, mode) => {
+                self.fs.set_xattr(attr.node, &xattr_name(*number), &data.bytes(), *mode).map_err(errno)?;
+            }
+            Op::RemoveXattr(_, number) => {
+                self.fs.remove_xattr(attr.node, &xattr_name(*number)).map_err(errno)?;
+            }
+            _ => return self.xattrs(attr.node).map(Answer::Xattrs).map_err(errno),
+        }
+        Ok(Answer::Done)
+    }
+
+    fn xattrs(&self, node: NodeId) -> Result<Vec<(OsString, Vec<u8>)>, FsError> {
+        let mut xattrs = Vec::new();
+        for name in self.fs.xattr_names(node)? {
+            let value = self.fs.xattr(node, &name)?;
+            xattrs.push((name, value));
+        }
+        Ok(xattrs)
     }
 
     fn attempt_names(&mut self, op: &Op, again: bool) -> Result<(), Errno> {
@@ -433,6 +490,52 @@ impl Kernel {
                 }
                 return Ok(Answer::Somewhere);
             }
+            _ => return self.attempt_other_open(op, again),
+        }
+        Ok(Answer::Done)
+    }
+
+    fn attempt_other_open(&mut self, op: &Op, again: bool) -> Result<Answer, Errno> {
+        match op {
+            Op::Unnamed(slot, mode) => {
+                self.slots[*slot] = None;
+                let flags = OpenFlags::READ | OpenFlags::WRITE;
+                let made = self.fs.create_unnamed(self.caller, NodeId::ROOT, *mode, flags);
+                let (attr, file) = made.map_err(errno)?;
+                self.nodes.insert(attr.node, NodeId::ROOT);
+                self.slots[*slot] = Some(Slot { node: attr.node, file, writable: true });
+            }
+            Op::LinkOpen(slot, path) => {
+                let place = self.place(path, again)?;
+                let node = self.slots[*slot].as_ref().ok_or(Errno::BADF)?.node;
+                if self.child(place, again)?.is_some() {
+                    return Err(Errno::EXIST);
+                }
+                let attr = self.fs.link(node, place.0, place.1).map_err(errno)?;
+                self.reference(attr, place);
+            }
+            Op::ChmodOpen(slot, mode) => {
+                let slot = self.slots[*slot].as_ref().ok_or(Errno::BADF)?;
+                let changes = AttrChanges { mode: Some(*mode), ..AttrChanges::default() };
+                self.fs.set_attr(slot.node, Some(&*slot.file), changes).map_err(errno)?;
+            }
+            Op::UtimensOpen(slot, secs) => {
+                let slot = self.slots[*slot].as_ref().ok_or(Errno::BADF)?;
+                let mtime = Some(SetTime::At(Timestamp { secs: *secs, nanos: 7 }));
+                let changes = AttrChanges { mtime, ..AttrChanges::default() };
+                self.fs.set_attr(slot.node, Some(&*slot.file), changes).map_err(errno)?;
+            }
+            Op::CopyRange((from, from_at), (to, to_at), length) => {
+                let from = self.slots[*from].as_ref().ok_or(Errno::BADF)?;
+                let to = self.slots[*to].as_ref().filter(|slot| slot.writable).ok_or(Errno::BADF)?;
+                let size = self.fs.attr(from.node).map_err(errno)?.size_bytes;
+                let length = (*length).min(size.saturating_sub(*from_at));
+                if from.node == to.node && from_at.abs_diff(*to_at) < length {
+                    return Err(Errno::INVAL);
+                }
+                let (from, to) = ((&*from.file, *from_at), (&*to.file, *to_at));
+                self.fs.copy_range(from, to, length).map_err(errno)?;
+            }
             other => panic!("{other:?} uses no open file"),
         }
         Ok(Answer::Done)
@@ -445,9 +548,9 @@ impl Kernel {
         Ok(names)
     }
 
-    /// Forgets all but what is open, pinned, or leads there.
+    /// Forgets all but what is open, or leads there.
     fn reclaim(&mut self) {
-        let mut kept = self.pinned.clone();
+        let mut kept = HashSet::new();
         for slot in self.slots.iter().flatten() {
             let mut node = slot.node;
             while node != NodeId::ROOT && kept.insert(node) {
@@ -501,7 +604,10 @@ impl Kernel {
             };
             // Opening may have given the name another node.
             let attr = self.walk(&path, false).or_else(|_| self.walk(&path, true)).unwrap();
-            all.add(path.clone(), Thing { seen: seen(&attr), body, file: attr.node.0, first: String::new() });
+            let has_xattrs = self.is_view && matches!(kind, FileKind::File | FileKind::Dir);
+            let xattrs = if has_xattrs { self.xattrs(attr.node).unwrap() } else { Vec::new() };
+            let (seen, file) = (seen(&attr), attr.ino);
+            all.add(path.clone(), Thing { seen, body, file, xattrs, first: String::new() });
             if kind == FileKind::Dir {
                 self.add(&path, all);
             }

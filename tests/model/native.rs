@@ -2,17 +2,19 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
-    AtFlags, Dir, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom, Stat, Uid,
+    AtFlags, Dir, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom, Stat,
+    Uid, XattrFlags,
 };
 use rustix::io::Errno;
 use vout::base::{BaseStat, kind_of, timestamps};
-use vout::fs::{FileKind, SetTime, Timestamp};
+use vout::fs::{FileKind, SetTime, Timestamp, XattrMode};
+use vout::xattr::user_xattrs;
 
-use crate::ops::{Answer, Mtime, Op, Replace, SLOTS, Seen};
+use crate::ops::{Answer, Mtime, Op, Replace, SLOTS, Seen, xattr_name};
 use crate::snapshot::{Snapshot, Thing};
 
 pub(crate) struct Native {
@@ -39,6 +41,7 @@ pub(crate) fn seen(stat: Stat) -> Seen {
         mode: if stat.kind == FileKind::Symlink { 0o777 } else { stat.mode },
         size_bytes: if has_size { stat.identity.size_bytes } else { 0 },
         mtime: Mtime::of(stat.kind, stat.identity.mtime.secs, stat.identity.mtime.nanos),
+        nlink: stat.nlink,
     }
 }
 
@@ -70,8 +73,8 @@ impl Native {
         Ok(file)
     }
 
-    /// Returns whether an open file is the same as when it was opened: readers opened before a copy-up
-    /// keep the old content, which is a known difference.
+    /// Returns whether an open file is the same as when it was opened: readers that the kernel serves keep
+    /// the content from before a copy-up, which is a known difference.
     pub(crate) fn is_unchanged(&self, slot: usize) -> bool {
         let Some(slot) = &self.slots[slot] else { return true };
         slot.writable || (seen(rustix::fs::fstat(&slot.file).unwrap()), contents(&slot.file)) == slot.opened
@@ -114,7 +117,13 @@ impl Native {
             | Op::StatOpen(_)
             | Op::Allocate(..)
             | Op::Seek(..)
+            | Op::Unnamed(..)
+            | Op::LinkOpen(..)
+            | Op::ChmodOpen(..)
+            | Op::UtimensOpen(..)
+            | Op::CopyRange(..)
             | Op::Close(_) => return self.run_open(op),
+            Op::SetXattr(..) | Op::RemoveXattr(..) | Op::Xattrs(_) => return self.run_xattrs(op),
             Op::Reclaim | Op::Compare => {}
             Op::Mkdir(..)
             | Op::Rmdir(_)
@@ -218,7 +227,63 @@ impl Native {
                 rustix::fs::seek(&slot.file, to)?;
                 return Ok(Answer::Somewhere);
             }
+            Op::Unnamed(slot, mode) => {
+                self.slots[*slot] = None;
+                let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(&self.root, ".", flags, Mode::from_bits_truncate(*mode))?;
+                rustix::fs::fchmod(&file, Mode::from_bits_truncate(*mode))?;
+                let opened = (seen(rustix::fs::fstat(&file)?), Vec::new());
+                self.slots[*slot] = Some(Slot { file: file.into(), writable: true, opened });
+            }
+            Op::LinkOpen(slot, path) => {
+                let (dir, name) = self.parent(path)?;
+                let slot = self.slots[*slot].as_ref().ok_or(Errno::BADF)?;
+                let from = format!("/proc/self/fd/{}", slot.file.as_raw_fd());
+                rustix::fs::linkat(rustix::fs::CWD, from, dir, name, AtFlags::SYMLINK_FOLLOW)?;
+            }
+            Op::ChmodOpen(slot, mode) => {
+                let slot = self.slots[*slot].as_ref().ok_or(Errno::BADF)?;
+                rustix::fs::fchmod(&slot.file, Mode::from_bits_truncate(*mode))?;
+            }
+            Op::UtimensOpen(slot, secs) => {
+                let slot = self.slots[*slot].as_ref().ok_or(Errno::BADF)?;
+                let times = timestamps(None, Some(SetTime::At(Timestamp { secs: *secs, nanos: 7 })));
+                rustix::fs::futimens(&slot.file, &times)?;
+            }
+            Op::CopyRange((from, from_at), (to, to_at), length) => {
+                let from = self.slots[*from].as_ref().ok_or(Errno::BADF)?;
+                let to = self.slots[*to].as_ref().filter(|slot| slot.writable).ok_or(Errno::BADF)?;
+                let (mut from_at, mut to_at, length) = (*from_at, *to_at, usize::try_from(*length).unwrap());
+                let (from, to) = (&from.file, &to.file);
+                rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), length)?;
+            }
             other => panic!("{other:?} uses no open file"),
+        }
+        Ok(Answer::Done)
+    }
+
+    fn run_xattrs(&self, op: &Op) -> Result<Answer, Errno> {
+        let file = |path: &str| {
+            let (dir, name) = self.parent(path)?;
+            let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile | FileType::Directory => {}
+                _ => return Err(Errno::PERM),
+            }
+            rustix::fs::openat(&dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        };
+        match op {
+            Op::SetXattr(path, number, data, mode) => {
+                let flags = match mode {
+                    XattrMode::Set => XattrFlags::empty(),
+                    XattrMode::Create => XattrFlags::CREATE,
+                    XattrMode::Replace => XattrFlags::REPLACE,
+                };
+                rustix::fs::fsetxattr(file(path)?, xattr_name(*number), &data.bytes(), flags)?;
+            }
+            Op::RemoveXattr(path, number) => rustix::fs::fremovexattr(file(path)?, xattr_name(*number))?,
+            Op::Xattrs(path) => return user_xattrs(file(path)?).map(Answer::Xattrs),
+            other => panic!("{other:?} is not about extended attributes"),
         }
         Ok(Answer::Done)
     }
@@ -258,7 +323,12 @@ impl Native {
                 }
                 _ => Vec::new(),
             };
-            all.add(path.clone(), Thing { seen: seen(stat), body, file: stat.st_ino, first: String::new() });
+            let has_xattrs = matches!(kind, FileKind::File | FileKind::Dir);
+            let open =
+                || rustix::fs::openat(&self.root, &*path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+            let xattrs = if has_xattrs { user_xattrs(open().unwrap()).unwrap() } else { Vec::new() };
+            let (seen, file) = (seen(stat), stat.st_ino);
+            all.add(path.clone(), Thing { seen, body, file, xattrs, first: String::new() });
             if kind == FileKind::Dir {
                 self.add(&path, all);
             }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use proptest::prelude::*;
-use vout::fs::FileKind;
+use vout::fs::{FileKind, XattrMode};
 
 /// Handles that can be open at the same time.
 pub(crate) const SLOTS: usize = 3;
@@ -44,6 +44,18 @@ pub(crate) enum Op {
     /// Looks for data (or a hole).
     Seek(usize, bool, u64),
     Close(usize),
+    /// Opens a file without a name (`O_TMPFILE`) in the root.
+    Unnamed(usize, u32),
+    /// Gives an open file a name.
+    LinkOpen(usize, String),
+    ChmodOpen(usize, u32),
+    /// Sets the modification time, in seconds, through a handle.
+    UtimensOpen(usize, i64),
+    /// `copy_file_range` from one slot and offset to another.
+    CopyRange((usize, u64), (usize, u64), u64),
+    SetXattr(String, u8, Data, XattrMode),
+    RemoveXattr(String, u8),
+    Xattrs(String),
     /// The kernel forgets every node that is not open.
     Reclaim,
     /// Compares the whole trees.
@@ -74,10 +86,26 @@ pub(crate) enum Answer {
     Done,
     Bytes(Vec<u8>),
     Target(OsString),
+    Xattrs(Vec<(OsString, Vec<u8>)>),
     Names(Vec<(OsString, FileKind)>),
     Stat(Seen),
     /// Of a search for data or holes, whose grain is each file system's own.
     Somewhere,
+}
+
+impl Answer {
+    /// Leaves link counts out.
+    pub(crate) fn without_links(self) -> Self {
+        match self {
+            Self::Stat(seen) => Self::Stat(Seen { nlink: 0, ..seen }),
+            other => other,
+        }
+    }
+}
+
+/// Returns the name of an extended attribute.
+pub(crate) fn xattr_name(number: u8) -> OsString {
+    format!("user.{number}").into()
 }
 
 /// What `stat` shows, as far as all file systems must agree.
@@ -88,6 +116,8 @@ pub(crate) struct Seen {
     /// Of regular files and symbolic links.
     pub(crate) size_bytes: u64,
     pub(crate) mtime: Mtime,
+    /// Zero where it is not compared.
+    pub(crate) nlink: u32,
 }
 
 /// A modification time: those that somebody set are long past.
@@ -177,7 +207,22 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(s, m, o, l)| Op::Allocate(s, m, o, l)),
         1 => (slot(), any::<bool>(), offset()).prop_map(|(s, d, o)| Op::Seek(s, d, o)),
         1 => slot().prop_map(Op::Close),
+        1 => (slot(), file_mode()).prop_map(|(s, m)| Op::Unnamed(s, m)),
+        2 => (slot(), path()).prop_map(|(s, p)| Op::LinkOpen(s, p)),
+        1 => (slot(), file_mode()).prop_map(|(s, m)| Op::ChmodOpen(s, m | 0o700)),
+        1 => (slot(), 1000_i64..900_000_000).prop_map(|(s, t)| Op::UtimensOpen(s, t)),
+        2 => ((slot(), offset()), (slot(), offset()), 1_u64..9000).prop_map(|(f, t, l)| Op::CopyRange(f, t, l)),
     ]
     .boxed();
-    prop_oneof![4 => tree, 3 => content, 3 => reading, 3 => handles]
+    let mode = prop_oneof![
+        2 => Just(XattrMode::Set), 1 => Just(XattrMode::Create), 1 => Just(XattrMode::Replace)
+    ];
+    let small = (0_usize..80, any::<u8>()).prop_map(|(length, seed)| Data(length, seed));
+    let xattrs = prop_oneof![
+        2 => (path(), 0_u8..3, small, mode).prop_map(|(p, n, d, m)| Op::SetXattr(p, n, d, m)),
+        1 => (path(), 0_u8..3).prop_map(|(p, n)| Op::RemoveXattr(p, n)),
+        1 => path().prop_map(Op::Xattrs),
+    ]
+    .boxed();
+    prop_oneof![4 => tree, 3 => content, 3 => reading, 4 => handles, 1 => xattrs]
 }

@@ -72,7 +72,7 @@ fn apply(root: &Path, path: &str, edit: &Edit) {
 fn shown(answer: Result<Answer, Errno>) -> Result<Answer, Errno> {
     answer.map(|answer| match answer {
         Answer::Stat(mut seen) => {
-            seen.mtime = Mtime::Unknown;
+            (seen.mtime, seen.nlink) = (Mtime::Unknown, 0);
             seen.mode = u32::from(seen.kind == FileKind::File && seen.mode & 0o111 != 0);
             if seen.kind == FileKind::Symlink {
                 seen.size_bytes = 0;
@@ -93,9 +93,9 @@ fn written(world: &World, view: &View) -> Written {
         let object = match object {
             // What a layer hides in the base is no input, but has to go with a commit.
             None if there.is_none() => continue,
-            Some(NewObject::Dir(_)) if there == Some(FileKind::Dir) => continue,
+            Some(NewObject::Dir(..)) if there == Some(FileKind::Dir) => continue,
             None => None,
-            Some(NewObject::Dir(_)) => Some((FileKind::Dir, Vec::new())),
+            Some(NewObject::Dir(..)) => Some((FileKind::Dir, Vec::new())),
             Some(NewObject::Symlink { target, .. }) => Some((FileKind::Symlink, target.into_encoded_bytes())),
             Some(NewObject::Special { kind, .. }) => Some((kind, Vec::new())),
             Some(NewObject::File(file)) => Some((FileKind::File, content(world, view, &file.content))),
@@ -121,7 +121,7 @@ fn content(world: &World, view: &View, content: &Content) -> Vec<u8> {
 
 fn run(world: &World, ops: &[Op], habits: Habits) -> (Vec<Result<Answer, Errno>>, Written, Arc<View>) {
     let view = world.view(habits.passthrough);
-    let mut kernel = Kernel::new(Arc::clone(&view) as _, habits);
+    let mut kernel = Kernel::over_view(&view, habits);
     let answers = ops.iter().map(|op| shown(kernel.run(op))).collect();
     let written = written(world, &view);
     (answers, written, view)

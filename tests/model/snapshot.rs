@@ -17,6 +17,8 @@ pub(crate) struct Thing {
     pub(crate) body: Vec<u8>,
     /// The file's number in its own file system.
     pub(crate) file: u64,
+    /// Extended attributes.
+    pub(crate) xattrs: Vec<(std::ffi::OsString, Vec<u8>)>,
     /// First name of the same regular file.
     pub(crate) first: String,
 }
@@ -24,7 +26,7 @@ pub(crate) struct Thing {
 impl std::fmt::Debug for Thing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let body = String::from_utf8_lossy(&self.body[..self.body.len().min(40)]);
-        write!(f, "{:?} {body:?} of {:?}", self.seen, self.first)
+        write!(f, "{:?} {body:?} of {:?} with {:?}", self.seen, self.first, self.xattrs)
     }
 }
 
@@ -55,6 +57,21 @@ impl Snapshot {
             self.0.get(differs),
             native.0.get(differs)
         ))
+    }
+
+    /// Leaves link counts of symbolic links out.
+    pub(crate) fn forget_links_of_links(&mut self) {
+        for thing in self.0.values_mut().filter(|thing| thing.seen.kind == FileKind::Symlink) {
+            thing.seen.nlink = 0;
+        }
+    }
+
+    /// Leaves link counts out.
+    pub(crate) fn without_links(mut self) -> Self {
+        for thing in self.0.values_mut() {
+            thing.seen.nlink = 0;
+        }
+        self
     }
 
     /// Forgets which names are one file.

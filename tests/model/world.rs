@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -76,8 +76,6 @@ pub(crate) struct World {
     pub(crate) native: Native,
     pub(crate) base_path: PathBuf,
     pub(crate) staging_path: PathBuf,
-    /// Names of files of the merged tree that have several.
-    pub(crate) linked: Vec<String>,
 }
 
 struct Bytes(Vec<u8>);
@@ -281,13 +279,6 @@ impl World {
             })));
         }
         let native = Native::new(File::open(at("native")).unwrap().into());
-        let linked = native
-            .snapshot()
-            .0
-            .into_keys()
-            .filter(|path| at("native").join(path).symlink_metadata().unwrap().nlink() > 1)
-            .filter(|path| !is_dir(&at("native").join(path)))
-            .collect();
         Self {
             tree,
             store: Arc::new(Store::open(&at("store")).unwrap().0),
@@ -295,7 +286,6 @@ impl World {
             native,
             base_path: at("base"),
             staging_path: at("staging"),
-            linked,
             _dir: dir,
         }
     }
@@ -307,6 +297,7 @@ impl World {
             staging: Arc::clone(&self.staging),
             without: None,
             passthrough,
+            xattrs: true,
         }))
     }
 

@@ -16,6 +16,7 @@ mod filters;
 mod hostile;
 mod inputs;
 mod interrupts;
+mod likeness;
 mod logical;
 mod mounts;
 mod programs;
