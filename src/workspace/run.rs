@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::lookup::{Asked, Lookup};
 use super::{Begun, Committed, InPlace, ProgressSink, RunOptions, Workspace, WorkspaceError, chain, lock};
-use crate::fs::{Filesystem, FsError};
+use crate::fs::{Filesystem, FsError, Invalidator};
 use crate::index::TaskId;
 use crate::path::RelPathBuf;
 use crate::proto::CacheMode;
@@ -36,6 +36,11 @@ impl Run {
     #[must_use]
     pub fn filesystem(&self) -> Arc<dyn Filesystem> {
         Arc::clone(&self.view) as Arc<dyn Filesystem>
+    }
+
+    /// Sets who tells the kernel where names in the view lead to another node.
+    pub fn set_invalidator(&self, invalidator: Arc<dyn Invalidator>) {
+        self.view.set_invalidator(invalidator);
     }
 
     /// Returns all that the view saw and all that the task changed so far, in the order of the paths. No filter

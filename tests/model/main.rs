@@ -2,6 +2,7 @@
 //! directory that holds the merged content.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests own their input")]
 
+mod actors;
 mod found;
 mod kernel;
 mod native;

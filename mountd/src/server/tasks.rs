@@ -15,6 +15,7 @@ use super::Server;
 use super::connection::Connection;
 use super::failure::{failure, internal, user_failure};
 use crate::adapter::{Adapter, AdapterOptions};
+use crate::invalidate::KernelInvalidator;
 use crate::live::FUSE_DEVICE_PATH;
 use crate::session::{Session, SessionEnd, hints};
 use crate::terminal::Terminal;
@@ -28,6 +29,8 @@ pub(crate) struct View {
     filesystem: Arc<dyn Filesystem>,
     serving: Serving,
     terminal: Arc<Terminal>,
+    /// Where names may come to lead to another node, as they do only under passthrough.
+    invalidator: Option<Arc<KernelInvalidator>>,
     /// Held while the session starts, so that a run abandoned meanwhile is not served.
     session: Mutex<ViewSession>,
 }
@@ -122,8 +125,19 @@ impl Server {
                 return Err(internal(&error));
             }
         };
+        let invalidator = match serving.passthrough.then(KernelInvalidator::start).transpose() {
+            Ok(invalidator) => invalidator,
+            Err(error) => {
+                self.workspace.abandon(run);
+                return Err(internal(&error));
+            }
+        };
+        if let Some(invalidator) = &invalidator {
+            run.set_invalidator(Arc::<KernelInvalidator>::clone(invalidator));
+        }
         let session = Mutex::new(ViewSession::Awaited);
-        let view = Arc::new(View { task, filesystem: run.filesystem(), serving, terminal, session });
+        let filesystem = run.filesystem();
+        let view = Arc::new(View { task, filesystem, serving, terminal, invalidator, session });
         let id = self.options.fuse.then(|| ViewId(uuid::Uuid::new_v4()));
         if let Some(id) = id {
             self.views().insert(id, Arc::clone(&view));
@@ -147,8 +161,11 @@ impl Server {
         let terminal = Some(Arc::clone(&view.terminal));
         let adapter = Adapter::new(Arc::clone(&view.filesystem), options, terminal);
         let in_use = self.activity.enter();
-        let task = view.task.clone();
+        let (task, invalidator) = (view.task.clone(), view.invalidator.clone());
         let on_end = move |end: &SessionEnd| {
+            if let Some(invalidator) = invalidator {
+                invalidator.stop();
+            }
             tracing::info!(task, ?end, "view ended");
             drop(in_use);
         };
@@ -160,6 +177,9 @@ impl Server {
             passthrough = served.passthrough(),
             "view served"
         );
+        if let Some(invalidator) = &view.invalidator {
+            invalidator.attach(served.notifier(), None);
+        }
         *session = ViewSession::Serving(served);
         Ok(Event::Ready)
     }
