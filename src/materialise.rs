@@ -116,9 +116,23 @@ impl Materialiser {
     /// # Errors
     /// Where the base refuses or an archive is damaged.
     pub fn subtree(&self, path: &RelPath) -> Result<(), FsError> {
+        if !self.is_layered(path)? {
+            return Ok(());
+        }
         self.objects(path)?;
         self.drop_hidden(path)?;
         self.punch(self.punches_below(path)?)
+    }
+
+    /// Returns whether any layer has a word on what is at or below `path`: else the base alone is what shows,
+    /// and however much it is, nothing has to be done.
+    fn is_layered(&self, path: &RelPath) -> Result<bool, FsError> {
+        for layer in self.tree.layers().iter() {
+            if layer.speaks_below(path)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn objects(&self, path: &RelPath) -> Result<(), FsError> {

@@ -211,6 +211,17 @@ impl Layer {
             .filter(|record| !record.as_ref().is_ok_and(|record| self.is_punched(&record.path)))
     }
 
+    /// Returns whether the layer holds or hides anything at or below `path`.
+    pub(crate) fn speaks_below(&self, path: &RelPath) -> Result<bool, ArchiveError> {
+        for record in self.archive.toc().subtree(path) {
+            if !self.is_punched(&record?.path) {
+                return Ok(true);
+            }
+        }
+        let hidden = self.stale.as_ref().and_then(|stale| stale.claimed.manifest().subtree(path).next());
+        Ok(hidden.transpose()?.is_some())
+    }
+
     /// Returns whether nothing of what is older shows at and below `path`, unless it is a directory that
     /// the layer makes anew there.
     pub(crate) fn replaces(&self, path: &RelPath) -> Result<bool, ArchiveError> {

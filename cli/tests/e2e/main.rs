@@ -8,6 +8,7 @@
 
 mod support;
 
+mod beneath;
 mod cache;
 mod concurrent;
 mod damage;
