@@ -16,6 +16,8 @@ use rustix::fs::{
     Timespec, Timestamps,
 };
 
+use rustix::io::Errno;
+
 use crate::support::{Mode, TestResult, Workspace};
 
 /// Makes the tree that the steps work on.
@@ -103,6 +105,9 @@ impl Log {
 
     fn rename(&mut self, from: &str, to: &str, flags: RenameFlags) {
         let renamed = rustix::fs::renameat_with(CWD, self.at(from), CWD, self.at(to), flags);
+        // POSIX allows both for a directory that is not empty.
+        let full = |error| if error == Errno::EXIST && flags.is_empty() { Errno::NOTEMPTY } else { error };
+        let renamed = renamed.map_err(full);
         self.answer(&format!("rename {from} {to}"), renamed);
     }
 }

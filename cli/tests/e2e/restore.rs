@@ -12,6 +12,7 @@ use rustix::fs::inotify;
 use rustix::io::Errno;
 
 use crate::in_both_modes;
+use crate::support::process::poll_until;
 use crate::support::tree::{assert_same_but_shifted, below, snapshot, without_times};
 use crate::support::{Mode, TestResult, Workspace};
 
@@ -183,9 +184,15 @@ fn only_a_changed_mode_is_replayed(mode: Mode) -> TestResult {
 /// Goal: build tools and watchers do not wake up for nothing. Method: compare all times, and listen.
 fn a_hit_in_place_changes_nothing(mode: Mode) -> TestResult {
     let ws = task(mode, ZOO, "")?;
+    // A live mount tells what a run changed a moment after it, to those who watch by then.
+    let early = Watcher::on(ws.root(), std::iter::empty())?;
+    let told = || poll_until("the news of a run", || !early.events().unwrap().is_empty());
     ws.run(["build"])?.stored_miss();
+    told();
     ws.remove("dist")?;
+    early.events()?;
     ws.run(["build"])?.hit();
+    told();
     let before = snapshot(ws.root())?;
     let watcher = Watcher::on(ws.root(), before.keys())?;
     ws.run(["build"])?.hit();
