@@ -297,6 +297,8 @@ fn attributes(log: &mut Log) {
         log.note("group", fs::metadata(log.at(path)).unwrap().gid());
     }
     log.result("open", File::open(log.at("big")).map(drop));
+    log.result("chmod", fs::set_permissions(log.at("big"), fs::Permissions::from_mode(0o400)));
+    log.result("open", File::open(log.at("big")).map(drop));
 }
 
 /// Files that are made without a name, and get one.
