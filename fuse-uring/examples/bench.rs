@@ -97,7 +97,7 @@ fn serve(transport: &str, source: &Path, mounts: &[String]) -> Result<()> {
         if session.wait(Some(Duration::from_secs(1))).is_none() {
             // Somebody's mount namespace has a copy of the mount.
             session.abort();
-            session.wait(None);
+            session.wait(None).ok_or("a session does not end")?;
         }
         ends.push(started.elapsed());
     }
