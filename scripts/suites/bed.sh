@@ -2,8 +2,8 @@
 #
 # A configuration is KIND with options: KIND is `native` (ext4 itself, the oracle), `view` (a task's view of a
 # workspace on that ext4), or `live` (the workspace under a live mount). Options: `copied`, without passthrough;
-# `user`, as an ordinary user, where views are in a user namespace and fusermount3 makes the live mount; `dev`, without
-# io_uring. `view-copied-user` has both of the first.
+# `user`, as an ordinary user, where views are in a user namespace and fusermount3 makes the live mount; `dev`, over
+# /dev/fuse alone, where root otherwise has io_uring if the kernel does. `view-copied-user` has both of the first.
 # shellcheck shell=bash
 # shellcheck source=scripts/suites/disk.sh
 . scripts/suites/disk.sh
@@ -66,6 +66,7 @@ bed_make() {
     mkdir -m 700 "$disk_point/run" "$disk_point/run-$bed_user"
     chown "$bed_user:$bed_group" "$disk_point/run-$bed_user"
     bed_open_fuse
+    bed_enable_ring
     bed_started=$SECONDS
 }
 
@@ -98,7 +99,11 @@ bed_as() {
 # The options of `vout run` and `vout mount` for a configuration.
 bed_options() {
     if bed_has "$1" copied; then printf '%s\n' --no-passthrough; fi
-    if bed_has "$1" dev; then printf '%s\n' --transport dev; fi
+    if bed_has "$1" dev; then
+        printf '%s\n' --transport dev
+    elif [ "$bed_ring" = Y ] && ! bed_has "$1" user; then
+        printf '%s\n' --transport uring
+    fi
 }
 
 # Makes a live mount of bed_workspace, where the configuration has one. It stays until bed_unmount.
@@ -121,8 +126,16 @@ bed_unmount() {
 bed_open_fuse() {
     bed_fuse_mode=$(stat -c %a /dev/fuse)
     chmod 666 /dev/fuse
-    # Other suites may run at once: what was open stays open.
     trap 'chmod "$bed_fuse_mode" /dev/fuse; disk_remove' EXIT
+}
+
+# Switches FUSE over io_uring on, where the kernel has it. It stays on: other suites may run at once.
+bed_enable_ring() {
+    local parameter=/sys/module/fuse/parameters/enable_uring
+    bed_ring=N
+    [ -e "$parameter" ] || return 0
+    echo Y >"$parameter"
+    bed_ring=Y
 }
 
 # Runs a command in bed_workspace, as the configuration says, for at most $2 seconds: CONFIGURATION SECONDS COMMAND…
@@ -170,7 +183,7 @@ bed_end() {
     local row suite configuration passed failed skipped note
     {
         echo "$(date -u +%F), Linux $(uname -r), $(git describe --always --dirty 2>/dev/null || echo unknown)," \
-            "$bed_profile build, $((SECONDS - bed_started)) s"
+            "$bed_profile build, io_uring: $bed_ring, $((SECONDS - bed_started)) s"
         echo
         echo '| suite | configuration | passed | failed | skipped | |'
         echo '|---|---|---:|---:|---:|---|'
