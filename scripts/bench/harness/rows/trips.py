@@ -12,22 +12,24 @@ COUNT = 200
 DISCARDED = 42
 
 # What the protocol needs at least for the first and for a later use of a name in a view, where every name has to
-# be told to the recorder once. An open has to be answered each time; a new name is looked up before it is made,
-# except where the caller insists that it is new (O_EXCL).
+# be told to the recorder once. An open has to be answered each time. A new name is looked up before it is made, and
+# where the kernel checks permissions (default_permissions) it asks for a directory's attributes again after each
+# change in it. A listing is asked for until an empty answer, and makes the kernel forget the directory's access
+# time, which opendir(3) then asks for.
 LEAST = {
     "stat": (1, 0),
     "stat-absent": (1, 0),
     "open": (2, 1),
     "read": (2, 1),
     "readlink": (2, 0),
-    "readdir": (3, 0),
+    "readdir": (4, 2),
     "chmod": (2, 1),
     "overwrite": (2, 1),
-    "create": (2, None),
-    "mkdir": (2, None),
-    "symlink": (2, None),
-    "rename": (3, None),
-    "unlink": (2, None),
+    "create": (3, None),
+    "mkdir": (3, None),
+    "symlink": (3, None),
+    "rename": (4, None),
+    "unlink": (3, None),
 }
 
 # Nobody waits for the answers of these.
