@@ -35,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-build", action="store_true", help="measures the release build that is there")
     parser.add_argument("--vout", type=pathlib.Path, help="measures this program instead; nothing is saved")
     parser.add_argument("--docs", action="store_true", help="then updates the tables and figures of docs/")
+    parser.add_argument("--redraw", action="store_true", help="as --docs, from the results that are there")
     parser.add_argument("--list", action="store_true", help="prints the rows and what they measure")
     return parser.parse_args()
 
@@ -53,10 +54,10 @@ def main() -> int:
     os.chdir(machine.ROOT)
     file = machine.ROOT / "target" / "bench" / "results.json"
     results = report.load(file)
-    failed = run(options, results, file) if options.rows or not options.docs else []
+    failed = [] if options.redraw else run(options, results, file)
     print(report.bars_table(results))
     print(f"bench: all samples are in {file.relative_to(machine.ROOT)}", file=sys.stderr)
-    if options.docs:
+    if options.docs or options.redraw:
         figures.draw(results, machine.ROOT / "docs" / "figures")
         for document in DOCUMENTS:
             report.update(machine.ROOT / document, results)
