@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -35,8 +36,9 @@ class Peers:
             done = subprocess.run(
                 [program, "--version"], cwd=self.place, capture_output=True, text=True, check=False
             )
-            lines = (done.stdout or done.stderr).strip().splitlines()
-            said[name] = lines[-1].strip() if lines else "unknown"
+            # Each says more than its version, and each says it elsewhere.
+            numbers = re.findall(r"\d+\.\d+(?:\.\d+)*", done.stdout or done.stderr)
+            said[name] = numbers[0] if numbers else "version unknown"
         return said
 
     def _debian(self, install: bool) -> None:

@@ -137,7 +137,7 @@ def machine_text(results: dict) -> str:
 
 def peers_text(results: dict) -> str:
     """Returns the versions of the peers."""
-    return ", ".join(f"{name} ({said})" for name, said in results.get("peers", {}).items())
+    return ", ".join(f"{name} {said}" for name, said in results.get("peers", {}).items())
 
 
 def update(document: pathlib.Path, results: dict) -> None:
