@@ -1,5 +1,6 @@
 """The programs that vout is compared with, each from its package, installed once below target/bench/peers."""
 
+import json
 import os
 import pathlib
 import re
@@ -30,16 +31,20 @@ class Peers:
         return self.found.get(name)
 
     def versions(self) -> dict[str, str]:
-        """Returns what each peer says about its version."""
-        said = {}
-        for name, program in sorted(self.found.items()):
-            done = subprocess.run(
-                [program, "--version"], cwd=self.place, capture_output=True, text=True, check=False
-            )
-            # Each says more than its version, and each says it elsewhere.
-            numbers = re.findall(r"\d+\.\d+(?:\.\d+)*", done.stdout or done.stderr)
-            said[name] = numbers[0] if numbers else "version unknown"
-        return said
+        """Returns the version of each peer's package."""
+        return {name: self._version(name) for name in sorted(self.found)}
+
+    def _version(self, name: str) -> str:
+        if name in NPM:
+            package = self.modules / NPM[name] / "package.json"
+            return json.loads(package.read_text())["version"]
+        if name in DEBIAN:
+            command = ["dpkg-query", "-W", "-f", "${Version}", name]
+        else:
+            command = [self.place / "pypi" / "bin" / "pip", "show", name]
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        found = re.search(r"(?m)^(?:Version: )?(\d\S*)$", said)
+        return found.group(1) if found else "of unknown version"
 
     def _debian(self, install: bool) -> None:
         missing = [name for name in DEBIAN if shutil.which(name) is None]
