@@ -76,8 +76,8 @@ if os.geteuid() == 0:
     os.chown(b"broken", 1234, 4321, follow_symlinks=False)
 
 # Times last, with directories after what is in them.
-for number, (at, dirs, files) in enumerate(os.walk(b".", topdown=False)):
-    for offset, name in enumerate(files + dirs):
+for number, (at, dirs, files) in enumerate(sorted(os.walk(b"."), reverse=True)):
+    for offset, name in enumerate(sorted(files + dirs)):
         path = os.path.join(at, name)
         stamp = (1_000_000_000 + number) * 1_000_000_000 + offset * 1_001_001 + 123_456_789
         os.utime(path, ns=(stamp, stamp), follow_symlinks=False)
