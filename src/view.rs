@@ -13,6 +13,7 @@ mod ops;
 mod other_names;
 mod xattrs;
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -21,7 +22,7 @@ use rustix::fs::{Mode, OFlags};
 
 pub use self::diff::{Change, Content, Meta, NewFile, NewObject, Xattrs};
 use self::node::Nodes;
-use crate::fs::{FsError, Invalidator, NodeId};
+use crate::fs::{FsError, Invalidator, NodeId, Timestamp};
 use crate::index::TaskId;
 use crate::path::RelPath;
 use crate::recording::Recording;
@@ -76,8 +77,20 @@ struct State {
     nodes: Nodes,
     recording: Recording,
     blobs: u64,
+    /// Blobs whose mode had to be changed for opening them: their `ctime` since, and the one to show for it.
+    reopened: HashMap<u64, (Timestamp, Timestamp)>,
     /// What the kernel has to be told of.
     splits: Vec<Split>,
+}
+
+impl State {
+    /// Returns what to show for the `ctime` of a blob.
+    fn shown_ctime(&self, blob: u64, ctime: Timestamp) -> Timestamp {
+        match self.reopened.get(&blob) {
+            Some((since, shown)) if *since == ctime => *shown,
+            Some(_) | None => ctime,
+        }
+    }
 }
 
 /// A node whose names lead to another one now.
@@ -92,8 +105,13 @@ impl View {
     #[must_use]
     pub fn new(options: ViewOptions) -> Self {
         let ViewOptions { tree, store, staging, without, passthrough, xattrs } = options;
-        let state =
-            State { nodes: Nodes::new(), recording: Recording::default(), blobs: 0, splits: Vec::new() };
+        let state = State {
+            nodes: Nodes::new(),
+            recording: Recording::default(),
+            blobs: 0,
+            reopened: HashMap::new(),
+            splits: Vec::new(),
+        };
         let (invalidator, state) = (OnceLock::new(), Mutex::new(state));
         Self { tree, store, staging, without, passthrough, xattrs, invalidator, state }
     }

@@ -28,7 +28,7 @@ impl View {
                 let name = blob_name(blob.number);
                 let stat = rustix::fs::statat(&self.staging, name, AtFlags::SYMLINK_NOFOLLOW)?;
                 let attr = BaseStat::from(stat).attr(id);
-                Attr { ctime: attr.ctime.max(blob.renamed), ..attr }
+                Attr { ctime: state.shown_ctime(blob.number, attr.ctime).max(blob.renamed), ..attr }
             }
             Body::Symlink(symlink) => match &symlink.own {
                 Some((target, own)) => own.attr(FileKind::Symlink, target.len() as u64),

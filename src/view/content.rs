@@ -74,7 +74,10 @@ impl View {
         };
         let shared = match (node.opened.upgrade(), blob) {
             (Some(shared), _) => shared,
-            (None, Some(blob)) => Self::share(state, id, self.open_blob(blob)?)?,
+            (None, Some(blob)) => {
+                let file = self.open_blob(state, blob)?;
+                Self::share(state, id, file)?
+            }
             (None, None) => {
                 let lower = state.nodes.lower(id).ok_or(FsError::NotFound)?;
                 let file = self.open_lower(state, &lower)?;
@@ -132,7 +135,7 @@ impl View {
             }
             opened => {
                 if let Some(opened) = opened {
-                    opened.move_to(self.open_blob(number)?);
+                    opened.move_to(self.open_blob(state, number)?);
                 }
                 state.nodes.get_mut(id)?.body = Body::File(content);
                 Ok(id)
@@ -195,7 +198,7 @@ impl View {
 
     /// Opens a blob for reading and writing, whatever its mode says: who may do what with it, the kernel
     /// checks before it asks, and handles of one node are shared.
-    fn open_blob(&self, blob: u64) -> Result<Arc<dyn OpenFile>, FsError> {
+    fn open_blob(&self, state: &mut State, blob: u64) -> Result<Arc<dyn OpenFile>, FsError> {
         let name = blob_name(blob);
         let open = |access: OFlags| {
             let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -205,11 +208,16 @@ impl View {
             // An ordinary user's own file whose mode forbids it.
             Err(rustix::io::Errno::ACCESS) => {
                 let object = open(OFlags::PATH)?;
-                let mode = rustix::fs::fstat(&object)?.st_mode & 0o7777;
+                let ctime = |stat| BaseStat::from(stat).attr(NodeId::ROOT).ctime;
+                let before = rustix::fs::fstat(&object)?;
+                let mode = before.st_mode & 0o7777;
                 let set = |mode| AttrChanges { mode: Some(mode), ..AttrChanges::default() };
                 crate::change::change_attributes(&object, &set(mode | 0o600))?;
                 let opened = open(OFlags::RDWR);
                 crate::change::change_attributes(&object, &set(mode))?;
+                // Nobody has asked for a change, so none must show.
+                let shown = state.shown_ctime(blob, ctime(before));
+                state.reopened.insert(blob, (ctime(rustix::fs::fstat(&object)?), shown));
                 opened?
             }
             other => other?,

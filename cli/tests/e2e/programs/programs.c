@@ -442,6 +442,13 @@ static void times(long count) {
     must(rename("timed", "renamed"), "rename");
     must(lstat("renamed", &stat), "lstat");
     printf("a rename changes ctime: %d\n", change.tv_sec != stat.st_ctim.tv_sec || change.tv_nsec != stat.st_ctim.tv_nsec);
+    must(chmod("renamed", 0400), "chmod");
+    must(lstat("renamed", &stat), "lstat");
+    change = stat.st_ctim;
+    usleep(20000);
+    close(must(open("renamed", O_RDONLY), "open"));
+    must(lstat("renamed", &stat), "lstat");
+    printf("reading changes ctime: %d\n", change.tv_sec != stat.st_ctim.tv_sec || change.tv_nsec != stat.st_ctim.tv_nsec);
     umask(027);
     must(mkdir("group", 0777), "mkdir");
     must(chmod("group", 02775), "chmod");
@@ -450,6 +457,7 @@ static void times(long count) {
     printf("below a setgid directory: %o\n", stat.st_mode & 07777);
     must(rmdir("group/below"), "rmdir");
     must(rmdir("group"), "rmdir");
+    unlink("renamed");
 }
 
 int main(int count, char **arguments) {
