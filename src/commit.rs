@@ -271,7 +271,26 @@ impl Journal {
     /// # Errors
     /// [`CommitError`] at the first step that fails; the ones before it stay.
     pub fn apply(&self, base: &Base, staging: &OwnedFd) -> Result<(), CommitError> {
-        self.apply_first(2 * self.steps.len(), base, staging)
+        self.apply_first(2 * self.steps.len(), base, staging)?;
+        self.drop_second_names(staging).map_err(at(RelPath::ROOT))
+    }
+
+    /// Removes blobs that were put in place and are still here: renaming a file over another name of the same
+    /// file does nothing. They count as links, and dropping them later would look like a change.
+    fn drop_second_names(&self, staging: &OwnedFd) -> rustix::io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut left = HashSet::new();
+        for entry in rustix::fs::Dir::new(rustix::fs::openat(staging, ".", flags, Mode::empty())?)? {
+            left.insert(OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned());
+        }
+        for step in &self.steps {
+            let Step::Blob(_, blob) = step else { continue };
+            let name = blob_name(*blob);
+            if left.contains(&name) {
+                rustix::fs::unlinkat(staging, name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
     }
 
     /// Stops after so many moves: a step at a time, then the attributes of a directory at a time.
