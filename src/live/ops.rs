@@ -101,6 +101,10 @@ impl Live {
             nodes.name(id, dir, name);
             let found = self.find(&nodes.child_path(dir, name)?)?;
             nodes.reidentify(id, found.as_ref().and_then(Key::of));
+            if let Some(found) = found {
+                // Without a name it was nobody's other name for a moment.
+                nodes.share(id, &found);
+            }
         }
         Ok(())
     }

@@ -54,6 +54,12 @@ fn a_directory_moved_over_an_emptied_one_brings_nothing_back_in_subdirectories()
 }
 
 #[test]
+fn a_file_that_trades_places_with_the_directory_of_its_other_name_stays_one_file() {
+    let base = [file("b"), ("c/a".into(), Made::Link("b".into()))];
+    check(&base, &[], &[Op::Rename("c".into(), "b".into(), Replace::Exchange)]);
+}
+
+#[test]
 fn what_was_deleted_in_a_moved_directory_is_not_replaced_by_what_was_there() {
     let base = [dir("c/c/a"), file("b/c")];
     let exchange = Op::Rename("b".into(), "c".into(), Replace::Exchange);
