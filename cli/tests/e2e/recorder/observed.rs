@@ -275,12 +275,7 @@ impl Observer {
         let Led::Name { parent, name, id: None, .. } = to else { return };
         match source {
             _ if !call.succeeded() => {}
-            Some(source) => {
-                if self.model.kind(source) == "file" {
-                    self.model.change(source);
-                }
-                self.model.name(source, (parent, &name));
-            }
+            Some(source) => self.model.name(source, (parent, &name)),
             // A file without a name gets one.
             None => self.model.make((parent, &name), "file", PathBuf::new()),
         }
