@@ -164,6 +164,12 @@ impl Tree {
         self.find_near(path, seen, &mut Nearby::new(&self.base))
     }
 
+    /// Returns whether nothing but the base shows, as it is.
+    #[must_use]
+    pub fn is_only_base(&self, seen: Perspective<'_>) -> bool {
+        seen.stale.is_none() && visible(&self.layers(), seen).next().is_none()
+    }
+
     /// As [`find`](Self::find), for many paths of few directories.
     ///
     /// # Errors

@@ -191,11 +191,21 @@ impl View {
 
     /// Resolves a name to its node, making one for an object of the lower side on first access.
     fn resolve(&self, state: &mut State, parent: NodeId, name: &OsStr) -> Result<NodeId, FsError> {
+        Ok(self.resolve_found(state, parent, name)?.0)
+    }
+
+    /// As [`resolve`](Self::resolve); a first access also returns what was found.
+    fn resolve_found(
+        &self,
+        state: &mut State,
+        parent: NodeId,
+        name: &OsStr,
+    ) -> Result<(NodeId, Option<Found>), FsError> {
         if name.len() > NAME_BYTES_MAX {
             return Err(rustix::io::Errno::NAMETOOLONG.into());
         }
         match state.nodes.dir(parent)?.children.get(name).map(|child| child.id()) {
-            Some(Some(id)) => return Ok(id),
+            Some(Some(id)) => return Ok((id, None)),
             Some(None) => return Err(FsError::NotFound),
             None => {}
         }
@@ -210,15 +220,23 @@ impl View {
             // holds only as long as both have the same content.
             self.record_content(state, &lower, &found);
         }
-        Ok(state.nodes.insert_lower((parent, name), &found))
+        let id = state.nodes.insert_lower((parent, name), &found);
+        Ok((id, Some(found)))
     }
 
-    /// Makes sure that nothing of the lower side shows under `name` any more.
-    fn hide_lower(&self, state: &mut State, parent: NodeId, name: &OsStr) -> Result<(), FsError> {
-        let shows = match state.nodes.lower_child((parent, name))? {
-            Some(lower) => self.find_lower(&lower)?.is_some(),
-            None => false,
-        };
+    /// Makes sure that nothing of the lower side shows under `name` any more; `found` says that something
+    /// does.
+    fn hide_lower(
+        &self,
+        state: &mut State,
+        (parent, name): (NodeId, &OsStr),
+        found: bool,
+    ) -> Result<(), FsError> {
+        let shows = found
+            || match state.nodes.lower_child((parent, name))? {
+                Some(lower) => self.find_lower(&lower)?.is_some(),
+                None => false,
+            };
         let dir = state.nodes.dir_mut(parent)?;
         if shows {
             dir.children.insert(name.into(), node::Child::WHITEOUT);

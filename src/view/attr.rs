@@ -13,16 +13,26 @@ use crate::tree::Found;
 impl View {
     /// Returns attributes; answers for a lower object whose file has vanished with `NotFound`.
     pub(super) fn attr_of(&self, state: &mut State, id: NodeId) -> Result<Attr, FsError> {
+        self.attr_of_found(state, id, None)
+    }
+
+    /// As [`attr_of`](Self::attr_of), for a node of which somebody just found the lower object.
+    pub(super) fn attr_of_found(
+        &self,
+        state: &mut State,
+        id: NodeId,
+        found: Option<Found>,
+    ) -> Result<Attr, FsError> {
         let current = state.nodes.current(id);
         if state.nodes.dir(current).is_ok() {
-            return self.dir_attr(state, current);
+            return self.dir_attr(state, current, found);
         }
         let node = state.nodes.get(current)?;
         let (ino, nlink) = (node.ino, state.nodes.links(node));
         let attr = match &node.body {
-            Body::File(FileContent::Lower { own: None, .. }) => self.lower_attr(state, current)?,
+            Body::File(FileContent::Lower { own: None, .. }) => self.lower_attr(state, current, found)?,
             Body::File(FileContent::Lower { own: Some(own), .. }) => {
-                own.over(&self.lower_attr(state, current)?)
+                own.over(&self.lower_attr(state, current, found)?)
             }
             Body::File(FileContent::Blob(blob)) => {
                 let name = blob_name(blob.number);
@@ -32,11 +42,11 @@ impl View {
             }
             Body::Symlink(symlink) => match &symlink.own {
                 Some((target, own)) => own.attr(FileKind::Symlink, target.len() as u64),
-                None => self.lower_attr(state, current)?,
+                None => self.lower_attr(state, current, found)?,
             },
             Body::Special(special) => match &special.own {
                 Some(own) => Attr { rdev: special.rdev, ..own.attr(special.kind, 0) },
-                None => self.lower_attr(state, current)?,
+                None => self.lower_attr(state, current, found)?,
             },
             // Handled above.
             Body::Dir(_) | Body::Replaced(_) => return Err(FsError::NotFound),
@@ -44,11 +54,13 @@ impl View {
         Ok(Attr { node: id, ino, nlink, ..attr })
     }
 
-    fn dir_attr(&self, state: &mut State, id: NodeId) -> Result<Attr, FsError> {
-        let lower = state.nodes.lower(id);
-        let found = match &lower {
-            Some(lower) => Some(self.find_lower(lower)?.ok_or(FsError::NotFound)?),
-            None => None,
+    fn dir_attr(&self, state: &mut State, id: NodeId, found: Option<Found>) -> Result<Attr, FsError> {
+        let dir = state.nodes.dir(id)?;
+        let needs_lower = dir.attr.is_none() || dir.lower_subdirs.is_none();
+        let lower = if needs_lower { state.nodes.lower(id) } else { None };
+        let found = match (&lower, found) {
+            (Some(lower), None) => Some(self.find_lower(lower)?.ok_or(FsError::NotFound)?),
+            (_, found) => found,
         };
         let below = match (state.nodes.dir(id)?.lower_subdirs, &lower, &found) {
             (Some(known), ..) => Some(known),
@@ -89,7 +101,15 @@ impl View {
         Ok(Some(u32::try_from(dirs).unwrap_or(u32::MAX)))
     }
 
-    pub(super) fn lower_attr(&self, state: &State, id: NodeId) -> Result<Attr, FsError> {
+    pub(super) fn lower_attr(
+        &self,
+        state: &State,
+        id: NodeId,
+        found: Option<Found>,
+    ) -> Result<Attr, FsError> {
+        if let Some(found) = found {
+            return Ok(found.attr(id));
+        }
         let lower = state.nodes.lower(id).ok_or(FsError::NotFound)?;
         Ok(self.find_lower(&lower)?.ok_or(FsError::NotFound)?.attr(id))
     }

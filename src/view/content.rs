@@ -34,13 +34,11 @@ impl View {
     /// Opens a lower file and records that its content was read.
     fn open_lower(&self, state: &mut State, lower: &RelPath) -> Result<Arc<dyn OpenFile>, FsError> {
         let alone = Arc::new(());
+        if self.tree.is_only_base(self.perspective()) {
+            return self.open_base(state, lower);
+        }
         match self.find_lower(lower)?.ok_or(FsError::NotFound)? {
-            Found::Base(_) => {
-                let file = self.tree.base().open_file(lower)?;
-                let stat = BaseStat::from(rustix::fs::fstat(&file)?);
-                state.recording.read(lower, stat.probe(), ContentSeen::Real(stat.identity));
-                Ok(Arc::new(RealFile::new(file, alone)))
-            }
+            Found::Base(_) => self.open_base(state, lower),
             found @ Found::Virtual(..) => {
                 let probe = found.probe();
                 let Found::Virtual(layer, record) = found else { return Err(FsError::NotFound) };
@@ -52,6 +50,13 @@ impl View {
                 Ok(file)
             }
         }
+    }
+
+    fn open_base(&self, state: &mut State, lower: &RelPath) -> Result<Arc<dyn OpenFile>, FsError> {
+        let file = self.tree.base().open_file(lower)?;
+        let stat = BaseStat::from(rustix::fs::fstat(&file)?);
+        state.recording.read(lower, stat.probe(), ContentSeen::Real(stat.identity));
+        Ok(Arc::new(RealFile::new(file, Arc::new(()))))
     }
 
     pub(super) fn open_node(

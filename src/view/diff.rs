@@ -270,7 +270,7 @@ impl View {
         }
         let own = OwnAttr::of(&self.attr_of(state, id)?);
         let is_blob = matches!(&state.nodes.get(id)?.body, Body::File(_));
-        if in_place && !is_blob && own.commits_as(&self.lower_attr(state, id)?) {
+        if in_place && !is_blob && own.commits_as(&self.lower_attr(state, id, None)?) {
             // Only another name of it was changed.
             return Ok(());
         }

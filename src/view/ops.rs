@@ -93,8 +93,9 @@ impl View {
 
     /// Takes `name` away from the node it leads to.
     fn remove_name(&self, state: &mut State, id: NodeId, at: Place<'_>) -> Result<(), FsError> {
+        let found = state.nodes.get(id)?.names.is_found(at.0, at.1);
         state.nodes.unlink(id, at);
-        self.hide_lower(state, at.0, at.1)?;
+        self.hide_lower(state, at, found)?;
         self.touch_names(state, id)?;
         self.touch_dir(state, at.0)
     }
@@ -210,8 +211,8 @@ impl View {
 impl Filesystem for View {
     fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, FsError> {
         let state = &mut *self.lock();
-        let id = self.resolve(state, parent, name)?;
-        self.attr_of(state, id)
+        let (id, found) = self.resolve_found(state, parent, name)?;
+        self.attr_of_found(state, id, found)
     }
 
     fn forget(&self, node: NodeId) {
@@ -349,8 +350,9 @@ impl Filesystem for View {
             state.nodes.unlink(target, to);
             self.touch_names(state, target)?;
         }
+        let found = state.nodes.get(source)?.names.is_found(from.0, from.1);
         state.nodes.detach(source, from);
-        self.hide_lower(state, from.0, from.1)?;
+        self.hide_lower(state, from, found)?;
         state.nodes.attach(source, to, false);
         self.touch_names(state, source)?;
         self.touch_dir(state, from.0)?;
