@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use serde_bytes::ByteBuf;
 
@@ -19,9 +19,6 @@ const PATHS_MAX: usize = 4_000_000;
 
 /// So do more bytes of paths, listed names and link targets.
 const BYTES_MAX: usize = 512 * 1024 * 1024;
-
-/// Memory of a listed name in bytes, its text aside.
-const LISTED_BYTES: usize = size_of::<(ByteBuf, FileKind)>();
 
 /// What a view saw.
 #[derive(Debug, Default)]
@@ -42,7 +39,7 @@ pub struct Observed<'a> {
     /// Which content was opened, if any was.
     pub content: Option<ContentSeen>,
     /// Names and kinds, if it was listed.
-    pub listing: Option<&'a [(ByteBuf, FileKind)]>,
+    pub listing: Option<&'a Listing>,
     /// Target, if it was read as a link.
     pub target: Option<&'a [u8]>,
 }
@@ -76,7 +73,7 @@ enum Probe {
 #[derive(Debug, Default)]
 struct More {
     content: Option<ContentSeen>,
-    listing: Option<Box<[(ByteBuf, FileKind)]>>,
+    listing: Option<Listing>,
     target: Option<Box<[u8]>>,
 }
 
@@ -109,8 +106,10 @@ impl Recording {
         if let Some(more) = self.observe(path, Dependency::LIST, &PathState::Dir { listing: None })
             && more.as_ref().is_none_or(|more| more.listing.is_none())
         {
-            more.get_or_insert_default().listing = Some(listing(names).into());
-            self.count(names.keys().map(|name| name.len() + LISTED_BYTES).sum());
+            let listing = Listing::of(names);
+            let bytes = listing.0.len();
+            more.get_or_insert_default().listing = Some(listing);
+            self.count(bytes);
         }
     }
 
@@ -203,7 +202,7 @@ impl Entry {
             dependency: self.dependency,
             probe: self.probe.into(),
             content: more.and_then(|more| more.content),
-            listing: more.and_then(|more| more.listing.as_deref()),
+            listing: more.and_then(|more| more.listing.as_ref()),
             target: more.and_then(|more| more.target.as_deref()),
         }
     }
@@ -239,6 +238,49 @@ impl From<Probe> for PathState {
     }
 }
 
+/// Names and kinds, packed: a directory may have a million.
+///
+/// For each name its kind as in the alphabet of [`KINDS`], its length (`u16`, little-endian), and its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing(Box<[u8]>);
+
+const KINDS: [FileKind; 7] = [
+    FileKind::File,
+    FileKind::Dir,
+    FileKind::Symlink,
+    FileKind::Fifo,
+    FileKind::Socket,
+    FileKind::CharDevice,
+    FileKind::BlockDevice,
+];
+
+impl Listing {
+    fn of(names: &BTreeMap<OsString, FileKind>) -> Self {
+        let mut packed = Vec::with_capacity(names.keys().map(|name| name.len() + 3).sum());
+        for (name, kind) in names {
+            // Names have at most 255 bytes, and all kinds are in the table.
+            let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
+            packed
+                .extend((0..).zip(KINDS).find(|(_, known)| known == kind).map(|(number, _): (u8, _)| number));
+            packed.extend(length.to_le_bytes());
+            packed.extend(name.as_bytes().iter().take(length.into()));
+        }
+        Self(packed.into())
+    }
+
+    /// Returns what a [`PathState`] holds.
+    #[must_use]
+    pub fn names(&self) -> Vec<(ByteBuf, FileKind)> {
+        let (mut names, mut left) = (Vec::new(), &*self.0);
+        while let [kind, low, high, rest @ ..] = left {
+            let (name, rest) = rest.split_at(u16::from_le_bytes([*low, *high]).into());
+            names.push((ByteBuf::from(name), KINDS[usize::from(*kind)]));
+            left = rest;
+        }
+        names
+    }
+}
+
 /// Turns names and kinds into what a [`PathState`] holds.
 #[must_use]
 pub fn listing(names: &BTreeMap<OsString, FileKind>) -> Vec<(ByteBuf, FileKind)> {
@@ -251,6 +293,16 @@ mod tests {
 
     fn path(text: &str) -> &RelPath {
         RelPath::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_listing_is_unpacked_as_it_was() {
+        let name = |text: &[u8]| OsString::from_vec(text.to_vec());
+        let mut names: BTreeMap<_, _> =
+            (0..).zip(KINDS).map(|(number, kind): (u8, _)| (name(&[b'a', number | 0x80]), kind)).collect();
+        names.insert(name(&[b'x'; 255]), FileKind::Dir);
+        assert_eq!(Listing::of(&names).names(), listing(&names));
+        assert_eq!(Listing::of(&BTreeMap::new()).names(), []);
     }
 
     #[test]
