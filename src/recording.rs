@@ -3,7 +3,7 @@
 //! Each path keeps the state of its first access. Nothing is filtered here: filters are applied to the
 //! finished recording, to reads and writes apart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -24,7 +24,7 @@ const BYTES_MAX: usize = 512 * 1024 * 1024;
 #[derive(Debug, Default)]
 pub struct Recording {
     /// By the bytes of the path: most were only probed, and there may be millions.
-    paths: HashMap<Box<[u8]>, Entry>,
+    paths: BTreeMap<Box<[u8]>, Entry>,
     bytes: usize,
     overflowed: bool,
 }
@@ -140,7 +140,7 @@ impl Recording {
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > BYTES_MAX || self.paths.len() >= PATHS_MAX {
             self.overflowed = true;
-            self.paths = HashMap::new();
+            self.paths = BTreeMap::new();
         }
         !self.overflowed
     }
