@@ -240,10 +240,11 @@ impl From<Probe> for PathState {
 
 /// Names and kinds, packed: a directory may have a million.
 ///
-/// For each name its kind as in the alphabet of [`KINDS`], its length (`u16`, little-endian), and its bytes.
+/// For each name its place in the table of kinds, its length (`u16`, little-endian), and its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing(Box<[u8]>);
 
+/// Kinds by the number that stands for them in a [`Listing`].
 const KINDS: [FileKind; 7] = [
     FileKind::File,
     FileKind::Dir,
