@@ -62,7 +62,9 @@ pub fn behind(mounts: &[MountEntry], path: &Path) -> Option<PathBuf> {
 pub fn is_dead(file: impl AsFd) -> bool {
     // Unlike attributes, these numbers are never cached: the kernel has to ask.
     let asked = rustix::fs::fstatfs(file);
-    asked.is_err_and(|errno| errno == Errno::NOTCONN || errno == Errno::CONNABORTED)
+    // A server that is killed just now: what its queue held is aborted, what one of its io_uring threads had
+    // been given already is cancelled.
+    asked.is_err_and(|errno| matches!(errno, Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED))
 }
 
 fn parse(mountinfo: &[u8]) -> Vec<MountEntry> {
