@@ -169,7 +169,7 @@ pub trait OpenFile: Send + Sync {
     /// Any [`FsError`].
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, FsError>;
 
-    /// Writes all of `data` at `offset`.
+    /// Writes `data` at `offset`, and returns how many bytes: fewer only where there is no room for the rest.
     ///
     /// # Errors
     /// Any [`FsError`].

@@ -115,8 +115,7 @@ impl OpenFile for RealFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, FsError> {
-        self.file.write_all_at(data, offset)?;
-        Ok(data.len())
+        Ok(rustix::io::retry_on_intr(|| rustix::io::pwrite(&self.file, data, offset))?)
     }
 
     fn kill_set_id(&self) -> Result<(), FsError> {
@@ -305,8 +304,12 @@ pub fn copy_range(
         if read == 0 {
             break;
         }
-        to.write_at(&buffer[..read], to_offset + done)?;
-        done += read as u64;
+        match to.write_at(&buffer[..read], to_offset + done) {
+            Ok(written) => done += written as u64,
+            // What was copied counts; whoever goes on is told then.
+            Err(_) if done > 0 => break,
+            Err(error) => return Err(error),
+        }
     }
     Ok(done)
 }

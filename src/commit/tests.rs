@@ -49,7 +49,11 @@ impl Task<'_> {
             Ok(found) => self.0.open(found.node, flags)?,
             Err(_) => self.0.create(caller, parent, name, 0o644, flags)?.1,
         };
-        file.write_at(content, 0).map(drop)
+        let mut written = 0;
+        while written < content.len() {
+            written += file.write_at(&content[written..], written as u64)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn read(&self, path: &str) -> Result<Vec<u8>, FsError> {

@@ -159,7 +159,8 @@ impl View {
             return Ok(());
         }
         let node = state.nodes.get(id)?;
-        if state.nodes.links(node) == 0 && !node.is_open() {
+        // Without passthrough we are not told who has it open.
+        if state.nodes.links(node) == 0 && self.passthrough && !node.is_open() {
             return Ok(());
         }
         match &node.body {

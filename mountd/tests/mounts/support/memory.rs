@@ -365,8 +365,7 @@ impl OpenFile for Open {
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<usize, FsError> {
         self.counts.writes.fetch_add(1, Ordering::SeqCst);
-        self.file.write_all_at(data, offset)?;
-        Ok(data.len())
+        Ok(self.file.write_at(data, offset)?)
     }
 
     fn backing(&self) -> Option<BorrowedFd<'_>> {
