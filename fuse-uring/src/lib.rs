@@ -35,6 +35,7 @@
 mod abi;
 mod config;
 mod control;
+mod courtesy;
 mod device;
 mod directory;
 mod dispatch;

@@ -4,6 +4,7 @@ mod ring;
 mod slot;
 
 use std::ffi::c_void;
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::{Errno, Result};
@@ -58,6 +59,31 @@ pub(crate) fn backing_open(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Resu
     unsafe { ioctl::ioctl(device, command) }
 }
 
+/// A scheduling policy of a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// `SCHED_OTHER`.
+    Normal,
+    /// `SCHED_IDLE`.
+    Idle,
+}
+
+/// Gives the calling thread a policy.
+pub(crate) fn set_policy(policy: Policy) -> Result<()> {
+    let policy = match policy {
+        Policy::Normal => libc::SCHED_OTHER,
+        Policy::Idle => libc::SCHED_IDLE,
+    };
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the pointer is to a live structure of the type that the call reads; it writes nothing.
+    let set = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+    }
+}
+
 /// Takes back the number of a backing file.
 pub(crate) fn backing_close(device: BorrowedFd<'_>, id: u32) -> Result<()> {
     let command = Command { opcode: ioctl::opcode::write::<u32>(FUSE_DEV_IOC, 2), argument: id };
@@ -72,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_is_not_mounted_knows_no_backing_files() -> std::io::Result<()> {
+    fn a_device_that_is_not_mounted_knows_no_backing_files() -> io::Result<()> {
         let null = std::fs::File::open("/dev/null")?;
         assert_eq!(backing_open(null.as_fd(), null.as_fd()), Err(Errno::NOTTY));
         assert_eq!(backing_close(null.as_fd(), 1), Err(Errno::NOTTY));

@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::mailbox::{Later, Mail, Mailbox};
 use crate::abi::{InHeader, OUT_HEADER_BYTES, OutHeader};
+use crate::courtesy::Courtesy;
 use crate::dispatch::Serving;
 use crate::operation::Args;
 use crate::reply::{Held, Outlet};
@@ -37,6 +38,7 @@ struct Server {
     page_bytes: usize,
     /// Requests that this thread made the kernel send.
     nudges: u64,
+    courtesy: Courtesy,
 }
 
 /// A session, as this thread knows it.
@@ -96,7 +98,16 @@ impl Server {
     fn new(ring: Ring, mailbox: Arc<Mailbox>) -> Self {
         let page_bytes = rustix::param::page_size();
         let (sessions, scratch) = (HashMap::new(), Vec::new());
-        Self { ring, mailbox, sessions, scratch, excess_bytes: 0, page_bytes, nudges: 0 }
+        Self {
+            ring,
+            mailbox,
+            sessions,
+            scratch,
+            excess_bytes: 0,
+            page_bytes,
+            nudges: 0,
+            courtesy: Courtesy::new(),
+        }
     }
 
     fn serve(&mut self) -> io::Result<()> {
@@ -122,6 +133,8 @@ impl Server {
                     self.ring.submit()?;
                 }
             }
+            // What was answered goes out with the next wait.
+            self.courtesy.served();
         }
     }
 
