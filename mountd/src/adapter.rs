@@ -8,6 +8,7 @@ mod counts;
 mod files;
 mod operations;
 mod tables;
+mod unopened;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -23,6 +24,7 @@ use vout::serving::{Serving, Transport};
 use self::counts::RequestCounts;
 use self::files::{DirSlot, FileSlot};
 use self::tables::{Backings, Executed, Handles, Lookups};
+use self::unopened::UnopenedFiles;
 use crate::errno::errno_of;
 use crate::session::SessionEnd;
 use crate::terminal::{self, Terminal};
@@ -50,13 +52,23 @@ pub struct AdapterOptions {
     /// Whether the tree changes only through the mount, so that listings, link targets and contents may
     /// be cached without looking at times and sizes again.
     pub cache_dirs: bool,
+    /// Whether the kernel tells when a file is opened and closed. Where it does not, that costs no request; but
+    /// files can neither be passed through nor looked at again when they are opened.
+    pub told_of_opens: bool,
 }
 
 impl AdapterOptions {
     /// Returns the options of a view: nobody else changes it, so every answer holds.
     #[must_use]
     pub const fn view(serving: Serving) -> Self {
-        Self { entry_ttl: FOREVER, attr_ttl: FOREVER, negative_ttl: Some(FOREVER), serving, cache_dirs: true }
+        Self {
+            entry_ttl: FOREVER,
+            attr_ttl: FOREVER,
+            negative_ttl: Some(FOREVER),
+            serving,
+            cache_dirs: true,
+            told_of_opens: serving.passthrough,
+        }
     }
 
     /// Returns the options of the live mount: the base may change beneath it.
@@ -68,6 +80,7 @@ impl AdapterOptions {
             negative_ttl: None,
             serving,
             cache_dirs: false,
+            told_of_opens: true,
         }
     }
 }
@@ -120,6 +133,7 @@ pub struct Adapter {
     state: Arc<AdapterState>,
     lookups: Lookups,
     files: Handles<FileSlot>,
+    unopened: UnopenedFiles,
     dirs: Handles<DirSlot>,
     backings: Backings,
     executed: Executed,
@@ -142,6 +156,7 @@ impl Adapter {
             state: Arc::default(),
             lookups: Lookups::default(),
             files: Handles::default(),
+            unopened: UnopenedFiles::default(),
             dirs: Handles::default(),
             backings: Backings::default(),
             executed: Executed::default(),
@@ -171,12 +186,13 @@ impl Adapter {
     pub(crate) fn config(&self) -> Config {
         let mut flags = InitFlags::ASYNC_READ
             | InitFlags::PARALLEL_DIROPS
-            | InitFlags::ATOMIC_O_TRUNC
             // Set-id bits go where a file is written or given away, without the kernel asking for attributes.
             | InitFlags::HANDLE_KILLPRIV_V2
             | InitFlags::CREATE_SUPP_GROUP
             | InitFlags::SETXATTR_EXT;
         flags |= if self.options.cache_dirs { InitFlags::CACHE_SYMLINKS } else { InitFlags::AUTO_INVAL_DATA };
+        // Without an open the cut comes as a change of size.
+        flags.set(InitFlags::ATOMIC_O_TRUNC, self.options.told_of_opens);
         // The kernel grants passthrough only together with a stack depth.
         flags.set(InitFlags::PASSTHROUGH, self.options.serving.passthrough);
         let max_stack_depth = if self.options.serving.passthrough { STACK_DEPTH_MAX } else { 0 };
@@ -208,6 +224,7 @@ impl Adapter {
     fn forgotten(&self, node: NodeId, count: u64) {
         self.lookups.take(node, count, || {
             if terminal::stream_of(node).is_none() {
+                self.unopened.forget(node);
                 self.core.forget(node);
             }
         });

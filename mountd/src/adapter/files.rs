@@ -14,10 +14,20 @@ use super::convert::{is_exclusive, open_flags};
 use super::{Adapter, caller_of};
 use crate::terminal::{self, Terminal};
 
+/// The handle of a file that the kernel opened without telling us; handles that we give out start at 1.
+pub(super) const UNOPENED: u64 = 0;
+
+/// What a request does with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
 /// An open file.
 pub(super) enum FileSlot {
     Core { node: NodeId, file: Arc<dyn OpenFile>, executed: bool },
-    Terminal(Stream),
+    Terminal,
 }
 
 /// An open directory.
@@ -47,8 +57,8 @@ impl Adapter {
         kill_set_id: bool,
     ) -> Result<OpenOut, FsError> {
         let node = NodeId(request.node());
-        if let Some(stream) = terminal::stream_of(node) {
-            let fh = self.files.add(FileSlot::Terminal(stream));
+        if terminal::stream_of(node).is_some() {
+            let fh = self.files.add(FileSlot::Terminal);
             // A stream has no position: O_APPEND and several writers cannot disturb each other.
             let flags =
                 FopenFlags::DIRECT_IO | FopenFlags::NONSEEKABLE | FopenFlags::STREAM | FopenFlags::NOFLUSH;
@@ -100,6 +110,12 @@ impl Adapter {
         flags: OpenFlags,
         device: &Device,
     ) -> Result<OpenOut, FsError> {
+        if !self.options.told_of_opens {
+            // It was made just now; no word will come of its end.
+            self.unopened.hold(node, file, true);
+            let open_flags = (FopenFlags::NOFLUSH | FopenFlags::KEEP_CACHE).bits();
+            return Ok(OpenOut { fh: UNOPENED, open_flags, backing_id: 0 });
+        }
         let offered = if self.state.granted.load(Ordering::Relaxed) { file.backing() } else { None };
         let backing = self.backings.open(node, offered, |fd| self.register(fd, device))?;
         let executed = flags.contains(OpenFlags::EXEC);
@@ -141,48 +157,46 @@ impl Adapter {
         }
     }
 
-    /// Returns the terminal behind an open file, if it is one.
-    pub(super) fn open_terminal(&self, handle: u64) -> Option<(Arc<Terminal>, Stream)> {
-        let FileSlot::Terminal(stream) = &*self.files.get(handle).ok()? else { return None };
-        Some((Arc::clone(self.terminal.as_ref()?), *stream))
+    /// Returns the terminal behind a node, if it is one.
+    pub(super) fn terminal_of(&self, node: NodeId) -> Option<(Arc<Terminal>, Stream)> {
+        let stream = terminal::stream_of(node)?;
+        Some((Arc::clone(self.terminal.as_ref()?), stream))
     }
 
-    pub(super) fn core_file(&self, handle: u64) -> Result<Arc<dyn OpenFile>, FsError> {
-        match &*self.files.get(handle)? {
-            FileSlot::Core { file, .. } => Ok(Arc::clone(file)),
-            FileSlot::Terminal(_) => Err(FsError::InvalidArgument),
-        }
-    }
-
-    pub(super) fn write(
+    /// Returns the file that is open as `handle`, or that of `node` where the kernel knows no handle.
+    pub(super) fn core_file(
         &self,
-        handle: u64,
-        data: &[u8],
-        offset: u64,
-        kill_set_id: bool,
-    ) -> Result<u32, FsError> {
-        let file = self.core_file(handle)?;
-        if kill_set_id {
-            file.kill_set_id()?;
+        core: &dyn Filesystem,
+        (node, handle): (NodeId, u64),
+        access: Access,
+    ) -> Result<Arc<dyn OpenFile>, FsError> {
+        if terminal::stream_of(node).is_some() {
+            return Err(FsError::InvalidArgument);
         }
-        u32::try_from(file.write_at(data, offset)?).map_err(|_| FsError::InvalidArgument)
-    }
-
-    pub(super) fn sync_file(&self, handle: u64, data_only: bool) -> Result<(), FsError> {
-        match &*self.files.get(handle)? {
-            FileSlot::Core { file, .. } => file.sync(data_only),
-            FileSlot::Terminal(_) => Ok(()),
+        if handle != UNOPENED {
+            return match &*self.files.get(handle)? {
+                FileSlot::Core { file, .. } => Ok(Arc::clone(file)),
+                FileSlot::Terminal => Err(FsError::InvalidArgument),
+            };
         }
-    }
-
-    pub(super) fn seek(&self, handle: u64, offset: u64, whence: u32) -> Result<u64, FsError> {
-        // The kernel asks for these two only; the values are those of lseek(2).
-        let to = match whence {
-            3 => SeekTo::Data,
-            4 => SeekTo::Hole,
-            _ => return Err(FsError::InvalidArgument),
+        let (to_write, flags) = match access {
+            Access::Read => (false, OpenFlags::READ),
+            // One file serves both from then on.
+            Access::Write => (true, OpenFlags::READ | OpenFlags::WRITE),
         };
-        self.core_file(handle)?.seek(offset, to)
+        self.unopened.get(node, to_write, || core.open(node, flags))
+    }
+
+    pub(super) fn sync_file(
+        &self,
+        core: &dyn Filesystem,
+        (node, handle): (NodeId, u64),
+        data_only: bool,
+    ) -> Result<(), FsError> {
+        if terminal::stream_of(node).is_some() {
+            return Ok(());
+        }
+        self.core_file(core, (node, handle), Access::Read)?.sync(data_only)
     }
 
     /// Returns the names of an open directory: as they were when it was first read, or read again from
@@ -204,6 +218,28 @@ impl Adapter {
         *dir.names.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&names));
         Ok(names)
     }
+}
+
+pub(super) fn write(
+    file: &dyn OpenFile,
+    data: &[u8],
+    offset: u64,
+    kill_set_id: bool,
+) -> Result<u32, FsError> {
+    if kill_set_id {
+        file.kill_set_id()?;
+    }
+    u32::try_from(file.write_at(data, offset)?).map_err(|_| FsError::InvalidArgument)
+}
+
+pub(super) fn seek(file: &dyn OpenFile, offset: u64, whence: u32) -> Result<u64, FsError> {
+    // The kernel asks for these two only; the values are those of lseek(2).
+    let to = match whence {
+        3 => SeekTo::Data,
+        4 => SeekTo::Hole,
+        _ => return Err(FsError::InvalidArgument),
+    };
+    file.seek(offset, to)
 }
 
 fn create(

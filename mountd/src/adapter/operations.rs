@@ -8,13 +8,13 @@ use fuse_uring::{
     Errno, FopenFlags, Forget, Handler, Negotiated, OpenOut, Operation, Read, Reply, Request, Setattr,
     WriteFlags,
 };
-use vout::fs::{Attr, FileKind, FsError, NewNode};
+use vout::fs::{Attr, FileKind, FsError, NewNode, NodeId};
 
 use super::convert::{
     MODE_BITS, attr_changes, attr_out, entry_kind, entry_out, kind_of_mode, no_entry, node_of, rename_flags,
     statfs_out, xattr_mode,
 };
-use super::files::{DirSlot, NewFile};
+use super::files::{Access, DirSlot, NewFile, UNOPENED, seek, write};
 use super::{Adapter, caller_of, number_of};
 use crate::session::SessionEnd;
 use crate::terminal;
@@ -68,18 +68,21 @@ impl Adapter {
                 let (from, to) = ((node, name), (node_of(new_parent), new_name));
                 reply_empty(reply, rename_flags(flags).and_then(|flags| core.rename(from, to, flags)));
             }
+            Operation::Open { .. } if self.opens_without_us(node) => reply.error(Errno::NOSYS),
             Operation::Open { .. } | Operation::Create { .. } | Operation::Tmpfile { .. } => {
                 self.open(request, reply);
             }
-            Operation::Read(read) => self.read(&read, reply),
+            Operation::Read(read) => self.read(request, &read, reply),
             Operation::Write { handle, offset, data, write_flags, .. } => {
-                self.write_to((handle, offset), data, write_flags, reply);
+                self.write_to(request, (handle, offset), data, write_flags, reply);
             }
             Operation::Release(release) => {
                 self.released(release.handle);
                 reply.empty();
             }
-            Operation::Fsync { handle, data_only } => reply_empty(reply, self.sync_file(handle, data_only)),
+            Operation::Fsync { handle, data_only } => {
+                reply_empty(reply, self.sync_file(core, (node, handle), data_only));
+            }
             Operation::Opendir { .. } => reply.open(&self.open_dir(request)),
             Operation::Readdir(read) => self.read_dir(request, &read, reply),
             Operation::Releasedir(release) => {
@@ -102,6 +105,12 @@ impl Adapter {
             // The rest is left to the kernel: it takes ENOSYS as an answer for good, and asks no more.
             _ => reply.error(Errno::NOSYS),
         }
+    }
+
+    /// Returns whether the kernel is to open this file, and every other from then on, without asking. The terminal files
+    /// come first: they are opened before the task starts, and need more than that answer says.
+    fn opens_without_us(&self, node: NodeId) -> bool {
+        !self.options.told_of_opens && terminal::stream_of(node).is_none()
     }
 
     fn lookup(&self, request: &Request<'_>, name: &OsStr, reply: Reply<'_>) {
@@ -130,8 +139,10 @@ impl Adapter {
             // Truncating a terminal means nothing, as on a tty.
             return Ok(terminal::attr_of(stream));
         }
-        let open = set.handle.map(|handle| self.core_file(handle)).transpose()?;
-        self.core(request).set_attr(node, open.as_deref(), attr_changes(set))
+        let core = self.core(request);
+        let open = |handle| self.core_file(core, (node, handle), Access::Write);
+        let through = set.handle.filter(|handle| *handle != UNOPENED || set.size.is_some());
+        core.set_attr(node, through.map(open).transpose()?.as_deref(), attr_changes(set))
     }
 
     /// Makes what has a name and is not open.
@@ -182,8 +193,9 @@ impl Adapter {
         }
     }
 
-    fn read(&self, read: &Read, reply: Reply<'_>) {
-        match self.core_file(read.handle) {
+    fn read(&self, request: &Request<'_>, read: &Read, reply: Reply<'_>) {
+        let file = self.core_file(self.core(request), (node_of(request.node()), read.handle), Access::Read);
+        match file {
             Ok(file) => {
                 reply.fill(|buffer| file.read_at(buffer, read.offset).map_err(|error| number_of(&error)));
             }
@@ -191,8 +203,16 @@ impl Adapter {
         }
     }
 
-    fn write_to(&self, (handle, offset): (u64, u64), data: &[u8], flags: WriteFlags, reply: Reply<'_>) {
-        if let Some((terminal, stream)) = self.open_terminal(handle) {
+    fn write_to(
+        &self,
+        request: &Request<'_>,
+        (handle, offset): (u64, u64),
+        data: &[u8],
+        flags: WriteFlags,
+        reply: Reply<'_>,
+    ) {
+        let node = node_of(request.node());
+        if let Some((terminal, stream)) = self.terminal_of(node) {
             // Requests hold at most 16 MiB.
             let (written, reply) = (u32::try_from(data.len()).unwrap_or(u32::MAX), reply.defer());
             let done = move |shown: Result<(), FsError>| {
@@ -203,7 +223,9 @@ impl Adapter {
             };
             return terminal.write(stream, data, Box::new(done));
         }
-        match self.write(handle, data, offset, flags.contains(WriteFlags::KILL_SUIDGID)) {
+        let kill_set_id = flags.contains(WriteFlags::KILL_SUIDGID);
+        let file = self.core_file(self.core(request), (node, handle), Access::Write);
+        match file.and_then(|file| write(&*file, data, offset, kill_set_id)) {
             Ok(written) => reply.written(written),
             Err(error) => reply.error(number_of(&error)),
         }
@@ -242,20 +264,25 @@ impl Adapter {
 
     /// Serves what is about the content of open files as a whole.
     fn shape(&self, request: &Request<'_>, reply: Reply<'_>) {
+        let (core, node) = (self.core(request), node_of(request.node()));
         match *request.operation() {
             Operation::Fallocate { handle, offset, length, mode } => {
-                let file = self.core_file(handle);
+                let file = self.core_file(core, (node, handle), Access::Write);
                 reply_empty(reply, file.and_then(|file| file.allocate(mode, offset, length)));
             }
-            Operation::Lseek { handle, offset, whence } => match self.seek(handle, offset, whence) {
-                Ok(found) => reply.lseek(found),
-                Err(error) => reply.error(number_of(&error)),
-            },
-            Operation::CopyFileRange { handle, offset, to_handle, to_offset, length, .. } => {
-                let files = self.core_file(handle).and_then(|from| Ok((from, self.core_file(to_handle)?)));
-                let copied = files.and_then(|(from, to)| {
-                    self.core(request).copy_range((&*from, offset), (&*to, to_offset), length)
-                });
+            Operation::Lseek { handle, offset, whence } => {
+                let file = self.core_file(core, (node, handle), Access::Read);
+                match file.and_then(|file| seek(&*file, offset, whence)) {
+                    Ok(found) => reply.lseek(found),
+                    Err(error) => reply.error(number_of(&error)),
+                }
+            }
+            Operation::CopyFileRange { handle, offset, to_node, to_handle, to_offset, length, .. } => {
+                let from = self.core_file(core, (node, handle), Access::Read);
+                let to = || self.core_file(core, (node_of(to_node), to_handle), Access::Write);
+                let files = from.and_then(|from| Ok((from, to()?)));
+                let copied =
+                    files.and_then(|(from, to)| core.copy_range((&*from, offset), (&*to, to_offset), length));
                 match copied {
                     Ok(copied) => reply.copied(copied),
                     Err(error) => reply.error(number_of(&error)),

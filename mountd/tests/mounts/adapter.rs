@@ -138,6 +138,41 @@ fn without_a_backing_file_content_comes_by() -> io::Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_view_without_passthrough_hears_of_contents_not_of_opens() -> io::Result<()> {
+    let mounted =
+        Mounted::new(MemoryFs::new(false).with_file("a", b"first"), AdapterOptions::view(serving(false)))?;
+    for _ in 0..3 {
+        assert_eq!(fs::read(mounted.path("a"))?, b"first");
+    }
+    assert_eq!(Counts::get(&mounted.counts().reads), 1, "the kernel keeps what it has read");
+    assert_eq!(Counts::get(&mounted.counts().opens), 1, "opened to be read");
+
+    // What a handle and a name lead to stays one file, cut, written, and without a name.
+    let mut file = File::options().read(true).write(true).open(mounted.path("a"))?;
+    fs::write(mounted.path("a"), "second, longer")?;
+    file.write_all(b"S")?;
+    assert_eq!(fs::read(mounted.path("a"))?, b"Second, longer");
+    fs::remove_file(mounted.path("a"))?;
+    file.set_len(3)?;
+    file.seek(SeekFrom::End(0))?;
+    file.write_all(b"!")?;
+    let mut content = [0; 16];
+    let size = file.read_at(&mut content, 0)?;
+    assert_eq!(&content[..size], b"Sec!");
+
+    // Far more than are held open at a time.
+    let files: Vec<File> =
+        (0..300).map(|i| File::create_new(mounted.path(&format!("f{i}")))).collect::<io::Result<_>>()?;
+    for (i, file) in files.iter().enumerate() {
+        file.write_all_at(i.to_string().as_bytes(), 0)?;
+    }
+    for i in 0..300 {
+        assert_eq!(fs::read_to_string(mounted.path(&format!("f{i}")))?, i.to_string());
+    }
+    Ok(())
+}
+
 /// Goal: positions in a large directory stay good while names come and go.
 /// Method: read a part, note the position, make and remove names, read on from there.
 #[test]
