@@ -48,6 +48,11 @@ impl Courtesy {
         Self { load, gives_way: false, requests: 0, looked: Instant::now(), alone_looks: 0 }
     }
 
+    /// Returns whether the calling thread goes last.
+    pub(crate) const fn gives_way(&self) -> bool {
+        self.gives_way
+    }
+
     /// Notes that the calling thread has served a request, and is about to wait for the next.
     pub(crate) fn served(&mut self) {
         let Some(load) = &self.load else { return };

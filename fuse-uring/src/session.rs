@@ -1,5 +1,6 @@
 //! A session: one kernel connection, served until it ends.
 
+mod follower;
 mod handshake;
 mod worker;
 
@@ -15,6 +16,7 @@ use thiserror::Error;
 
 pub use self::handshake::{Negotiated, Transport};
 
+use self::follower::Follower;
 use self::handshake::{Offer, receive};
 use self::worker::{Buffers, Disconnect, serve};
 use crate::config::{Config, RingChoice};
@@ -216,7 +218,9 @@ impl Service {
     fn run(self, prepared: Option<Prepared>, begun: &Sender<Result<(), NoRing>>) -> End {
         let attachment = self.attach(prepared, begun);
         let helpers = if attachment.is_some() { 0 } else { self.config.threads.saturating_sub(1) };
-        let disconnect = self.serve_device(helpers);
+        // Of several threads nobody knows which the device wakes next.
+        let follower = (attachment.is_none() && helpers == 0).then(Follower::new);
+        let disconnect = self.serve_device(helpers, follower);
         let aborted = self.serving.closed.load(Ordering::Acquire);
         let end = match disconnect {
             Disconnect::Failed(error) => End::Failed(error.to_string()),
@@ -255,9 +259,9 @@ impl Service {
     }
 
     /// Serves the device until it says why there is no more.
-    fn serve_device(&self, helpers: usize) -> Disconnect {
+    fn serve_device(&self, helpers: usize, follower: Option<Follower>) -> Disconnect {
         let helpers = self.start_helpers(helpers);
-        let mut disconnect = serve(&self.serving, Buffers::new(self.buffer_bytes));
+        let mut disconnect = serve(&self.serving, Buffers::new(self.buffer_bytes), follower);
         if let Disconnect::Failed(error) = &disconnect {
             tracing::error!(%error, "the device failed; the session is cut");
             self.serving.cut();
@@ -277,7 +281,7 @@ impl Service {
     fn start_helpers(&self, count: usize) -> Vec<JoinHandle<Disconnect>> {
         let helpers = (0..count).map(|_| {
             let (serving, buffer_bytes) = (Arc::clone(&self.serving), self.buffer_bytes);
-            spawn(move || serve(&serving, Buffers::new(buffer_bytes)))
+            spawn(move || serve(&serving, Buffers::new(buffer_bytes), None))
         });
         helpers
             .filter_map(|helper| {

@@ -1,8 +1,10 @@
 //! A thread that serves `/dev/fuse`.
 
 use rustix::io::Errno;
+use zerocopy::FromBytes;
 
-use crate::abi::READ_BUFFER_BYTES_MIN;
+use super::follower::Follower;
+use crate::abi::{InHeader, READ_BUFFER_BYTES_MIN};
 use crate::dispatch::Serving;
 
 /// What a request has besides its data: header, structure, names and extensions.
@@ -33,11 +35,19 @@ impl Buffers {
     }
 }
 
-/// Serves requests until there are no more.
-pub(super) fn serve(serving: &Serving, mut buffers: Buffers) -> Disconnect {
+/// Serves requests until there are no more, beside its callers where there is a `follower`.
+pub(super) fn serve(serving: &Serving, mut buffers: Buffers, mut follower: Option<Follower>) -> Disconnect {
     loop {
         match serving.device.read(&mut buffers.request) {
-            Ok(size) => serving.serve_whole(&buffers.request[..size], &mut buffers.body),
+            Ok(size) => {
+                let request = &buffers.request[..size];
+                serving.serve_whole(request, &mut buffers.body);
+                if let (Some(follower), Ok((header, _))) =
+                    (&mut follower, InHeader::read_from_prefix(request))
+                {
+                    follower.served(header.pid);
+                }
+            }
             // A signal, or a request that its caller took back while it was being read.
             Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
             Err(Errno::NODEV) => return Disconnect::Unmounted,
