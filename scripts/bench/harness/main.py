@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--disk", default="20G", help="size of the disk in memory; only what is used counts")
     parser.add_argument("--without-peers", action="store_true", help="installs nothing")
     parser.add_argument("--no-build", action="store_true", help="measures the release build that is there")
-    parser.add_argument("--vout", type=pathlib.Path, help="measures this program instead; nothing is saved")
+    parser.add_argument("--vout", type=lambda path: pathlib.Path(path).resolve(), help="measures this program instead; nothing is saved")
     parser.add_argument("--docs", action="store_true", help="then updates the tables and figures of docs/")
     parser.add_argument("--redraw", action="store_true", help="as --docs, from the results that are there")
     parser.add_argument("--list", action="store_true", help="prints the rows and what they measure")

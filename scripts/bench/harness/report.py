@@ -7,7 +7,8 @@ import re
 from harness.measure import Summary, paired
 from harness.row import Bar, Row
 
-DEFAULT_UNITS = {"seconds": ("ms", 1e3), "cpu": ("ms", 1e3)}
+DEFAULT_UNITS = {
+    "requests": ("", 1.0),"seconds": ("ms", 1e3), "cpu": ("ms", 1e3)}
 
 
 def save(file: pathlib.Path, results: dict) -> None:
@@ -49,7 +50,7 @@ def judged(row: type[Row], result: dict) -> list[dict]:
                 if label != bar.variant and not re.fullmatch(re.escape(bar.variant) + r" (dev|uring)", label):
                     continue
                 if summary := _compared(bar, result, case, label):
-                    verdicts.append(_verdict(row, bar, case, label, summary))
+                    verdicts.append(_verdict(row, result, bar, case, label, summary))
     return verdicts
 
 
@@ -57,15 +58,22 @@ def _compared(bar: Bar, result: dict, case: str, label: str) -> Summary | None:
     ours = values(result, case, label, bar.metric)
     if bar.kind == "most":
         return Summary.of(ours) if ours else None
-    theirs = values(result, case, bar.against, bar.metric)
+    theirs = values(result, case, _rival(bar, result["cases"][case], label), bar.metric)
     return paired(ours, theirs, bar.kind == "difference") if ours and theirs else None
 
 
-def _verdict(row: type[Row], bar: Bar, case: str, label: str, summary: Summary) -> dict:
+def _rival(bar: Bar, measured: dict, label: str) -> str:
+    """Returns what to compare with: what is served over the same transport, where both are served."""
+    served = bar.against + label.removeprefix(bar.variant)
+    return served if served in measured else bar.against
+
+
+def _verdict(row: type[Row], result: dict, bar: Bar, case: str, label: str, summary: Summary) -> dict:
     unit, factor = ("×", 1.0) if bar.kind == "ratio" else unit_of(row, bar.metric)
-    against = f" / {bar.against}" if bar.against else ""
+    rival = _rival(bar, result["cases"][case], label) if bar.against else ""
+    against = f" / {rival}" if rival else ""
     if bar.kind == "difference":
-        against = f" − {bar.against}"
+        against = f" − {rival}"
     return {
         "row": row.name,
         "case": case,

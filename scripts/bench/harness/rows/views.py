@@ -1,5 +1,6 @@
 """Single kinds of file system work in a view, timed from inside of it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import subprocess
 from harness.files import fill, listing
 from harness.measure import Failed, timed
 from harness.row import Bar, Row, Variant
+from harness.rows.trips import NOT_WAITED_FOR
 
 
 class InView(Row):
@@ -31,12 +33,19 @@ class InView(Row):
         """Runs a command where the variant says, and returns what it took by its own clock."""
         clock = self.lab.scratch / "clock"
         command = [self.lab.programs["timed"], clock, *command]
+        requests = {}
         if variant.name.startswith("view"):
-            how = ["--no-cache", *(["--no-passthrough"] if "no passthrough" in variant.name else [])]
+            report = self.lab.scratch / "report.json"
+            how = ["--no-cache", "--report", report]
+            if "no passthrough" in variant.name:
+                how.append("--no-passthrough")
             sample = self.project[variant.transport].run(*how, "--", *command)
+            served = json.loads(report.read_text())[0]["served"]["requests"]
+            requests["requests"] = sum(count for name, count in served.items() if name not in NOT_WAITED_FOR)
         else:
             sample = timed(command, self.place(variant), self.lab.env, self.lab.log)
-        return {"seconds": int(clock.read_text().split()[0]) / 1e9, "whole": sample["seconds"], "cpu": sample["cpu"]}
+        seconds = int(clock.read_text().split()[0]) / 1e9
+        return {"seconds": seconds, "whole": sample["seconds"], "cpu": sample["cpu"], **requests}
 
     def printed(self):
         """Returns the numbers that the last command printed, in seconds."""
@@ -47,12 +56,12 @@ class InView(Row):
 class NodeReads(InView):
     name = "node-reads"
     title = "node stats and reads 50 k files"
-    bars = (Bar("view", 1.5, "bare"),)
+    bars = (Bar("view", 1.5, "bare"), Bar("view, no passthrough", 1.5, "bare"))
     rounds = 5
     seconds = 75
 
     def variants(self, case):
-        return [Variant("bare"), *self.served("view")]
+        return [Variant("bare"), *self.served("view"), *self.served("view, no passthrough")]
 
     def setup(self, case):
         self.bare("node")
@@ -67,13 +76,13 @@ class NodeReads(InView):
 class Opens(InView):
     name = "opens"
     title = "static binary, 200 k opens, in passes of 20 k"
-    bars = (Bar("view", 2.0, "bare"),)
+    bars = (Bar("view", 2.0, "bare"), Bar("view, no passthrough", 2.0, "bare"))
     rounds = 5
-    seconds = 45
+    seconds = 60
     units = {"first": ("ms", 1e3), "later": ("ms", 1e3)}
 
     def variants(self, case):
-        return [Variant("bare"), *self.served("view")]
+        return [Variant("bare"), *self.served("view"), *self.served("view, no passthrough")]
 
     def setup(self, case):
         self.bare("opens")
@@ -89,13 +98,75 @@ class Opens(InView):
         return {**sample, "first": passes[0], "later": sum(passes[1:]) / len(passes[1:])}
 
 
+class Callers(InView):
+    name = "callers"
+    title = "240 k opens by one, two and four processes at once"
+    counts = {"view, one caller": 1, "view, two callers": 2, "view, four callers": 4}
+    bars = (Bar("view, two callers", 1.0, "view, one caller"), Bar("view, four callers", 1.0, "view, one caller"))
+    rounds = 5
+    seconds = 60
+    passes = 12
+
+    def variants(self, case):
+        return [variant for name in self.counts for variant in self.served(name)]
+
+    def setup(self, case):
+        self.bare("callers")
+        count = 2_000 if self.lab.options.quick else 20_000
+        for variant in self.variants(case):
+            place = self.place(variant)
+            if not (place / "list").exists():
+                fill(place / "src", count, 64)
+                (place / "list").write_text(listing(place / "src", place))
+
+    def measure(self, case, variant):
+        callers = self.counts[variant.name]
+        each = f"{self.lab.programs['touch-files']} open {self.passes // callers} list & "
+        return self.inside(variant, ["sh", "-c", each * callers + "wait"])
+
+
+class Trip(InView):
+    name = "trip"
+    title = "one request: statfs, which nothing caches"
+    rounds = 5
+    seconds = 20
+    units = {"each": ("us", 1e6)}
+
+    def variants(self, case):
+        return [Variant("bare"), *self.served("view")]
+
+    def setup(self, case):
+        self.bare("trip")
+        for variant in self.variants(case):
+            place = self.place(variant)
+            fill(place / "src", 1_000, 64)
+            (place / "list").write_text(listing(place / "src", place))
+
+    def measure(self, case, variant):
+        sample = self.inside(variant, [self.lab.programs["touch-files"], "fs", 11, "list"])
+        # The first pass looks the names up.
+        return {**sample, "each": sorted(self.printed()[1:])[5] / 1_000}
+
+
 class Trees(InView):
     name = "trees"
     title = "20 k small files"
-    bars = tuple(Bar("view", 0.5, "fuse-overlayfs", cases=(case,)) for case in ("cp -r", "tar -x", "rm -r"))
+    bars = (
+        *(
+            bar
+            for case in ("cp -r", "tar -x", "rm -r")
+            for bar in (
+                Bar("view", 0.5, "fuse-overlayfs", cases=(case,)),
+                Bar("view uring", 0.25, "fuse-overlayfs", cases=(case,)),
+                Bar("view uring", 3.0, "bare", cases=(case,)),
+            )
+        ),
+        Bar("view uring", 3.5, "bare", cases=("cat",)),
+    )
     rounds = 3
-    seconds = 240
+    seconds = 280
     commands = {
+        "cat": ["sh", "-c", "find src -type f -print0 | xargs -0 cat >/dev/null"],
         "cp -r": ["cp", "-r", "src", "made"],
         "tar -x": ["sh", "-c", "mkdir made && tar -xf src.tar -C made"],
         "rm -r": ["rm", "-r", "src"],
