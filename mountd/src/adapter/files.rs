@@ -187,18 +187,6 @@ impl Adapter {
         self.unopened.get(node, to_write, || core.open(node, flags))
     }
 
-    pub(super) fn sync_file(
-        &self,
-        core: &dyn Filesystem,
-        (node, handle): (NodeId, u64),
-        data_only: bool,
-    ) -> Result<(), FsError> {
-        if terminal::stream_of(node).is_some() {
-            return Ok(());
-        }
-        self.core_file(core, (node, handle), Access::Read)?.sync(data_only)
-    }
-
     /// Returns the names of an open directory: as they were when it was first read, or read again from
     /// the start.
     pub(super) fn names(

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use fuse_uring::{
     Errno, FopenFlags, Forget, Handler, Negotiated, OpenOut, Operation, Read, Reply, Request, Setattr,
@@ -80,8 +80,8 @@ impl Adapter {
                 self.released(release.handle);
                 reply.empty();
             }
-            Operation::Fsync { handle, data_only } => {
-                reply_empty(reply, self.sync_file(core, (node, handle), data_only));
+            Operation::Fsync { .. } | Operation::Fsyncdir { .. } | Operation::Syncfs => {
+                self.sync(request, reply);
             }
             Operation::Opendir { .. } => reply.open(&self.open_dir(request)),
             Operation::Readdir(read) => self.read_dir(request, &read, reply),
@@ -89,8 +89,6 @@ impl Adapter {
                 self.dirs.remove(release.handle);
                 reply.empty();
             }
-            Operation::Fsyncdir { .. } => reply_empty(reply, core.sync_dir(node)),
-            Operation::Syncfs => reply_empty(reply, core.sync_all()),
             Operation::Statfs => match core.stats() {
                 Ok(stats) => reply.statfs(&statfs_out(&stats)),
                 Err(error) => reply.error(number_of(&error)),
@@ -262,6 +260,26 @@ impl Adapter {
         });
     }
 
+    /// Makes something durable. That waits for a disk, and the serving thread must not wait with it.
+    fn sync(&self, request: &Request<'_>, reply: Reply<'_>) {
+        // Nothing is made durable for show.
+        let (core, node) = (Arc::clone(&self.core), node_of(request.node()));
+        match *request.operation() {
+            Operation::Fsync { handle, data_only } => {
+                if terminal::stream_of(node).is_some() {
+                    return reply.empty();
+                }
+                match self.core_file(&*core, (node, handle), Access::Read) {
+                    Ok(file) => aside(reply, move || file.sync(data_only)),
+                    Err(error) => reply.error(number_of(&error)),
+                }
+            }
+            Operation::Fsyncdir { .. } => aside(reply, move || core.sync_dir(node)),
+            Operation::Syncfs => aside(reply, move || core.sync_all()),
+            _ => reply.error(Errno::NOSYS),
+        }
+    }
+
     /// Serves what is about the content of open files as a whole.
     fn shape(&self, request: &Request<'_>, reply: Reply<'_>) {
         let (core, node) = (self.core(request), node_of(request.node()));
@@ -333,6 +351,16 @@ impl Adapter {
             Err(error) => reply.error(number_of(&error)),
         }
     }
+}
+
+/// Does on another thread what takes its time.
+fn aside(reply: Reply<'_>, work: impl FnOnce() -> Result<(), FsError> + Send + 'static) {
+    let reply = reply.defer();
+    blocking::unblock(move || {
+        let done = work();
+        reply.answer(|reply| reply_empty(reply, done));
+    })
+    .detach();
 }
 
 fn reply_empty(reply: Reply<'_>, answer: Result<(), FsError>) {

@@ -4,8 +4,10 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{CWD, RawDir, RenameFlags, renameat_with};
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use vout_mountd::adapter::AdapterOptions;
 
 use crate::support::{Counts, MemoryFs, Mounted, names, serving};
@@ -136,6 +138,31 @@ fn without_a_backing_file_content_comes_by() -> io::Result<()> {
     assert_eq!(fs::read(mounted.path("a"))?, content);
     assert!(Counts::get(&mounted.counts().writes) >= 3);
     Ok(())
+}
+
+/// Goal: who waits for a disk makes nobody else wait. Method: while an `fsync` is under way, whoever is on the same
+/// processor, and so asks the same thread over the ring, is answered.
+#[test]
+fn a_slow_disk_holds_up_only_who_waits_for_it() -> io::Result<()> {
+    let mounted = Mounted::view(MemoryFs::new(false).with_file("a", b"content"))?;
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu());
+    sched_setaffinity(None, &here)?;
+    let slow = &mounted.counts().disk_is_slow;
+    slow.store(true, Ordering::SeqCst);
+    let file = File::open(mounted.path("a"))?;
+    std::thread::scope(|scope| {
+        // It inherits the processor.
+        let waiting = scope.spawn(|| file.sync_all());
+        while Counts::get(&mounted.counts().syncs) == 0 {
+            std::thread::yield_now();
+        }
+        let asked = mounted.path("b").try_exists();
+        let waited = waiting.is_finished();
+        slow.store(false, Ordering::SeqCst);
+        assert!(!asked? && !waited);
+        waiting.join().unwrap()
+    })
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use vout::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
@@ -22,6 +23,9 @@ pub(crate) struct Counts {
     pub(crate) writes: AtomicU64,
     pub(crate) listings: AtomicU64,
     pub(crate) forgets: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    /// While this is set, the disk does not get done with what was written.
+    pub(crate) disk_is_slow: AtomicBool,
 }
 
 impl Counts {
@@ -385,6 +389,14 @@ impl OpenFile for Open {
     }
 
     fn sync(&self, _data_only: bool) -> Result<(), FsError> {
+        self.counts.syncs.fetch_add(1, Ordering::SeqCst);
+        let begun = Instant::now();
+        while self.counts.disk_is_slow.load(Ordering::SeqCst) {
+            if begun.elapsed() > super::PATIENCE {
+                return Err(FsError::Os(std::io::ErrorKind::TimedOut.into()));
+            }
+            std::thread::yield_now();
+        }
         Ok(self.file.sync_all()?)
     }
 
