@@ -55,6 +55,20 @@ fn chmod(file: impl AsFd, mode: u32) -> rustix::io::Result<()> {
     rustix::fs::chmodat(rustix::fs::CWD, path, Mode::from_bits_truncate(mode), AtFlags::empty())
 }
 
+/// Makes a file somebody's, with a mode; costs nothing where it is so already.
+pub(crate) fn give_with_mode(file: impl AsFd, uid: u32, gid: u32, mode: u32) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(&file)?;
+    let given = (stat.st_uid, stat.st_gid) != (uid, gid);
+    if given {
+        give_to(&file, uid, gid)?;
+    }
+    // Changing the owner clears set-id bits.
+    if given || stat.st_mode & 0o7777 != mode {
+        rustix::fs::fchmod(file, Mode::from_bits_truncate(mode))?;
+    }
+    Ok(())
+}
+
 /// Changes attributes of an open regular file or directory; a descriptor opened with `O_PATH` will do,
 /// which needs no permission on the object.
 pub(crate) fn change_attributes(object: impl AsFd, changes: &AttrChanges) -> rustix::io::Result<()> {

@@ -35,8 +35,14 @@ impl View {
                 own.over(&self.lower_attr(state, current, found)?)
             }
             Body::File(FileContent::Blob(blob)) => {
-                let name = blob_name(blob.number);
-                let stat = rustix::fs::statat(&self.staging, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let opened = node.opened.upgrade();
+                let stat = match opened.as_ref().and_then(|file| file.backing()) {
+                    Some(file) => rustix::fs::fstat(file)?,
+                    None => {
+                        let name = blob_name(blob.number);
+                        rustix::fs::statat(&self.staging, name, AtFlags::SYMLINK_NOFOLLOW)?
+                    }
+                };
                 let attr = BaseStat::from(stat).attr(id);
                 Attr { ctime: state.shown_ctime(blob.number, attr.ctime).max(blob.renamed), ..attr }
             }

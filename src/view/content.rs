@@ -12,7 +12,7 @@ use super::node::{Blob, Body, FileContent, OwnAttr};
 use super::{Split, State, View, blob_name};
 use crate::archive::RecordKind;
 use crate::base::{BaseStat, timestamps};
-use crate::change::give_to;
+use crate::change::give_with_mode;
 use crate::copy::copy_contents;
 use crate::fs::{Attr, AttrChanges, FsError, NodeId, OpenFile, OpenFlags, SetTime, Timestamp};
 use crate::open_file::{RealFile, SharedFile, open_virtual};
@@ -177,9 +177,7 @@ impl View {
         for (name, value) in self.lower_xattrs(lower)? {
             crate::xattr::set_where_supported(file, &name, &value)?;
         }
-        give_to(file, attr.uid, attr.gid)?;
-        // Changing the owner clears set-id bits.
-        rustix::fs::fchmod(file, Mode::from_bits_truncate(attr.mode))?;
+        give_with_mode(file, attr.uid, attr.gid, attr.mode)?;
         let times = timestamps(Some(SetTime::At(attr.atime)), Some(SetTime::At(attr.mtime)));
         Ok(rustix::fs::futimens(file, &times)?)
     }
@@ -238,19 +236,17 @@ impl View {
         unnamed: bool,
     ) -> Result<(Body, File), FsError> {
         let (number, file) = self.new_blob(state, own.mode)?;
-        give_to(&file, own.uid, own.gid)?;
-        // Changing the owner clears set-id bits.
-        rustix::fs::fchmod(&file, Mode::from_bits_truncate(own.mode))?;
+        give_with_mode(&file, own.uid, own.gid, own.mode)?;
         let blob = Blob { number, renamed: Timestamp::default(), unnamed };
         Ok((Body::File(FileContent::Blob(Box::new(blob))), file))
     }
 
+    /// Makes an empty file in the staging directory, with a mode as far as our umask leaves it.
     fn new_blob(&self, state: &mut State, mode: u32) -> Result<(u64, File), FsError> {
         state.blobs += 1;
         let blob = state.blobs;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.staging, blob_name(blob), flags, Mode::RUSR | Mode::WUSR)?;
-        rustix::fs::fchmod(&file, Mode::from_bits_truncate(mode))?;
+        let file = rustix::fs::openat(&self.staging, blob_name(blob), flags, Mode::from_bits_truncate(mode))?;
         Ok((blob, file.into()))
     }
 
