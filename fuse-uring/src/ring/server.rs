@@ -8,7 +8,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::mailbox::{Later, Mail, Mailbox};
@@ -23,6 +23,8 @@ use crate::sys::{Completion, Ring, Slot};
 const EXCESS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long there has to be no work before it is given back.
 const IDLE: Duration = Duration::from_secs(1);
+/// Requests served elsewhere between two tries to come back.
+const RETURNS_EVERY: u32 = 1024;
 /// Slots of one queue of a session, however many answers are deferred.
 const SLOTS_MAX: usize = 4096;
 
@@ -39,6 +41,9 @@ struct Server {
     /// Requests that this thread made the kernel send.
     nudges: u64,
     courtesy: Courtesy,
+    processor: u16,
+    /// Requests that were served on another processor, since ours went offline.
+    away: u32,
 }
 
 /// A session, as this thread knows it.
@@ -67,7 +72,7 @@ pub(super) fn run(processor: u16, started: &Sender<io::Result<Arc<Mailbox>>>) {
     pin(processor);
     let server = Ring::new().and_then(|ring| {
         let waker = ring.waker().try_clone_to_owned()?;
-        Ok(Server::new(ring, Arc::new(Mailbox::new(waker))))
+        Ok(Server::new(processor, ring, Arc::new(Mailbox::new(waker))))
     });
     let mut server = match server {
         Ok(server) => server,
@@ -95,18 +100,18 @@ fn pin(processor: u16) {
 }
 
 impl Server {
-    fn new(ring: Ring, mailbox: Arc<Mailbox>) -> Self {
-        let page_bytes = rustix::param::page_size();
-        let (sessions, scratch) = (HashMap::new(), Vec::new());
+    fn new(processor: u16, ring: Ring, mailbox: Arc<Mailbox>) -> Self {
         Self {
             ring,
             mailbox,
-            sessions,
-            scratch,
+            sessions: HashMap::new(),
+            scratch: Vec::new(),
             excess_bytes: 0,
-            page_bytes,
+            page_bytes: rustix::param::page_size(),
             nudges: 0,
             courtesy: Courtesy::new(),
+            processor,
+            away: 0,
         }
     }
 
@@ -133,9 +138,22 @@ impl Server {
                     self.ring.submit()?;
                 }
             }
+            self.come_back();
             // What was answered goes out with the next wait.
             self.courtesy.served();
         }
+    }
+
+    /// Sees to it that the thread is on its processor: when that goes offline, the kernel puts the thread
+    /// elsewhere and leaves it there.
+    fn come_back(&mut self) {
+        if sched_getcpu() == usize::from(self.processor) {
+            return;
+        }
+        if self.away.is_multiple_of(RETURNS_EVERY) {
+            pin(self.processor);
+        }
+        self.away = self.away.wrapping_add(1);
     }
 
     fn complete(&mut self, completion: Completion) -> io::Result<ControlFlow<()>> {

@@ -7,6 +7,7 @@ mod mounting;
 #[macro_use]
 mod support;
 mod operations;
+mod processors;
 mod sessions;
 mod switch;
 mod test_fs;
