@@ -35,6 +35,15 @@ pub struct Base {
     hidden: Vec<RelPathBuf>,
 }
 
+/// What a directory of the base says of a name; of a mount point that is what it covers.
+#[derive(Debug)]
+pub(crate) struct BaseEntry {
+    pub(crate) name: OsString,
+    pub(crate) kind: FileKind,
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+}
+
 /// What is at a path of the base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BaseStat {
@@ -197,17 +206,30 @@ impl Base {
         Ok(is_dir.then_some(names))
     }
 
-    /// Calls `each` with name, kind and inode number of what is in a directory; returns whether it is one.
+    /// Returns what is in a directory. What is no directory has nothing in it.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)` and `getdents64(2)`.
+    pub(crate) fn entries(&self, path: &RelPath) -> rustix::io::Result<Vec<BaseEntry>> {
+        let mut entries = Vec::new();
+        self.walk_names(path, |name, kind, (dev, ino)| {
+            entries.push(BaseEntry { name: name.to_owned(), kind, dev, ino });
+        })?;
+        Ok(entries)
+    }
+
+    /// Calls `each` with name, kind, and device and inode number of what is in a directory; returns whether it is one.
     fn walk_names(
         &self,
         path: &RelPath,
-        mut each: impl FnMut(&OsStr, FileKind, u64),
+        mut each: impl FnMut(&OsStr, FileKind, (u64, u64)),
     ) -> rustix::io::Result<bool> {
         let dir = match self.open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, 0) {
             Ok(dir) => dir,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
             Err(errno) => return Err(errno),
         };
+        let dev = rustix::fs::fstat(&dir)?.st_dev;
         for entry in rustix::fs::Dir::new(dir)? {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
@@ -222,7 +244,7 @@ impl Base {
                     None => continue,
                 },
             };
-            each(name, kind, entry.ino());
+            each(name, kind, (dev, entry.ino()));
         }
         Ok(true)
     }
@@ -240,7 +262,7 @@ impl Base {
         let mut dirs = vec![RelPathBuf::root()];
         while let Some(dir) = dirs.pop() {
             let mut found = Vec::new();
-            let listed = self.walk_names(&dir, |name, kind, ino| match kind {
+            let listed = self.walk_names(&dir, |name, kind, (_, ino)| match kind {
                 FileKind::Dir => dirs.push(dir.join(name)),
                 _ if numbers.contains(&ino) => found.push(dir.join(name)),
                 _ => {}

@@ -102,7 +102,7 @@ impl Recording {
     }
 
     /// Records that a directory was listed.
-    pub fn list(&mut self, path: &RelPath, names: &BTreeMap<OsString, FileKind>) {
+    pub fn list<T: Copy + Into<FileKind>>(&mut self, path: &RelPath, names: &BTreeMap<OsString, T>) {
         if let Some(more) = self.observe(path, Dependency::LIST, &PathState::Dir { listing: None })
             && more.as_ref().is_none_or(|more| more.listing.is_none())
         {
@@ -256,13 +256,15 @@ const KINDS: [FileKind; 7] = [
 ];
 
 impl Listing {
-    fn of(names: &BTreeMap<OsString, FileKind>) -> Self {
+    fn of<T: Copy + Into<FileKind>>(names: &BTreeMap<OsString, T>) -> Self {
         let mut packed = Vec::with_capacity(names.keys().map(|name| name.len() + 3).sum());
         for (name, kind) in names {
+            let kind = (*kind).into();
             // Names have at most 255 bytes, and all kinds are in the table.
             let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
-            packed
-                .extend((0..).zip(KINDS).find(|(_, known)| known == kind).map(|(number, _): (u8, _)| number));
+            packed.extend(
+                (0..).zip(KINDS).find(|(_, known)| *known == kind).map(|(number, _): (u8, _)| number),
+            );
             packed.extend(length.to_le_bytes());
             packed.extend(name.as_bytes().iter().take(length.into()));
         }
@@ -303,7 +305,7 @@ mod tests {
             (0..).zip(KINDS).map(|(number, kind): (u8, _)| (name(&[b'a', number | 0x80]), kind)).collect();
         names.insert(name(&[b'x'; 255]), FileKind::Dir);
         assert_eq!(Listing::of(&names).names(), listing(&names));
-        assert_eq!(Listing::of(&BTreeMap::new()).names(), []);
+        assert_eq!(Listing::of(&BTreeMap::<_, FileKind>::new()).names(), []);
     }
 
     #[test]
@@ -357,7 +359,7 @@ mod tests {
     #[test]
     fn listing_a_directory_depends_on_its_names() {
         let mut recording = Recording::default();
-        recording.list(path("src"), &BTreeMap::new());
+        recording.list(path("src"), &BTreeMap::<_, FileKind>::new());
         assert!(recording.depends_on(path("src/new")));
         assert!(!recording.depends_on(path("src/sub/new")));
     }

@@ -10,13 +10,14 @@ pub mod layer;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use thiserror::Error;
 
 pub use self::layer::{Layer, Stale};
 use crate::archive::{ArchiveError, Record, RecordKind};
-use crate::base::{Base, BaseStat, Nearby};
+use crate::base::{Base, BaseEntry, BaseStat, Nearby};
 use crate::fs::{Attr, NodeId};
 use crate::index::TaskId;
 use crate::path::{RelPath, RelPathBuf};
@@ -52,6 +53,22 @@ pub enum Found {
     Base(BaseStat),
     /// A virtual object, served from a layer's archive.
     Virtual(Arc<Layer>, Record),
+}
+
+/// What a listing tells of a name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Listed {
+    pub(crate) kind: FileKind,
+    pub(crate) object: ListedObject,
+}
+
+/// What a listing tells of which object it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ListedObject {
+    /// An object of the base; at a mount point the number is that of the directory below.
+    Base { dev: u64, ino: u64 },
+    /// An object of an archive, by [`virtual_number`].
+    Virtual { number: u64, implied: bool },
 }
 
 /// What tells that two names are one object.
@@ -230,10 +247,23 @@ impl Tree {
         dir: &RelPath,
         seen: Perspective<'_>,
     ) -> Result<BTreeMap<OsString, FileKind>, TreeError> {
+        let entries = self.entries(dir, seen)?;
+        Ok(entries.into_iter().map(|(name, listed)| (name, listed.kind)).collect())
+    }
+
+    /// As [`list`](Self::list), with the inode numbers that the base tells with the names.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub(crate) fn entries(
+        &self,
+        dir: &RelPath,
+        seen: Perspective<'_>,
+    ) -> Result<BTreeMap<OsString, Listed>, TreeError> {
         let layers = self.layers();
         let mut names = BTreeMap::new();
         let any_stale = seen.stale.is_some() || visible(&layers, seen).any(|layer| layer.stale().is_some());
-        for (name, kind) in self.base.list(dir).map_err(TreeError::base(dir))?.unwrap_or_default() {
+        for BaseEntry { name, kind, dev, ino } in self.base.entries(dir).map_err(TreeError::base(dir))? {
             if any_stale {
                 let path = dir.join(&name);
                 match self.base.stat(&path).map_err(TreeError::base(&path))? {
@@ -242,7 +272,7 @@ impl Tree {
                     _ => continue,
                 }
             }
-            names.insert(name, kind);
+            names.insert(name, Listed { kind, object: ListedObject::Base { dev, ino } });
         }
         for layer in visible(&layers, seen).rev() {
             if layer.replaces(dir)? {
@@ -250,15 +280,17 @@ impl Tree {
             }
             for record in layer.children(dir)? {
                 let Some(name) = record.path.name().map(OsStr::to_owned) else { continue };
+                let implied = matches!(record.kind, RecordKind::ImpliedDir);
                 match record_kind(&record.kind) {
                     None => {
                         names.remove(&name);
                     }
-                    Some(FileKind::Dir) if matches!(record.kind, RecordKind::ImpliedDir) => {
-                        names.insert(name, FileKind::Dir);
-                    }
+                    // An older directory shows, as it does in `find`.
+                    Some(_) if implied && names.get(&name).is_some_and(Listed::is_dir) => {}
                     Some(kind) => {
-                        names.insert(name, kind);
+                        let number = virtual_number(layer, &record);
+                        names
+                            .insert(name, Listed { kind, object: ListedObject::Virtual { number, implied } });
                     }
                 }
             }
@@ -312,6 +344,20 @@ fn visible<'a>(
     layers.iter().filter(move |layer| seen.without != Some(layer.owner()))
 }
 
+impl Listed {
+    /// Returns whether it is a directory for its own sake.
+    fn is_dir(&self) -> bool {
+        let implied = matches!(self.object, ListedObject::Virtual { implied: true, .. });
+        self.kind == FileKind::Dir && !implied
+    }
+}
+
+impl From<Listed> for FileKind {
+    fn from(listed: Listed) -> Self {
+        listed.kind
+    }
+}
+
 impl Found {
     /// Returns the kind of object.
     #[must_use]
@@ -359,6 +405,18 @@ impl Found {
             Self::Virtual(layer, record) => virtual_attr(node, layer, record),
         }
     }
+}
+
+/// Returns a number that stands for a record's object as long as this process lives: names of one file have the same,
+/// different objects, but for bad luck, different ones.
+pub(crate) fn virtual_number(layer: &Layer, record: &Record) -> u64 {
+    let first_name = match &record.kind {
+        RecordKind::File { link_to: Some(first_name), .. } => first_name,
+        _ => &record.path,
+    };
+    let mut hasher = DefaultHasher::new();
+    (layer.archive_id(), first_name.as_bytes()).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Returns the kind of a record's object; `None` for a deletion.

@@ -12,10 +12,10 @@ use crate::archive::RecordKind;
 use crate::base::BaseStat;
 use crate::digest::Digest;
 use crate::fs::{Attr, FileKind, FsError, NodeId, OpenFile};
-use crate::node_numbers::NodeNumbers;
+use crate::node_numbers::{self, NodeNumbers, UNKNOWN};
 use crate::open_file::RealFile;
 use crate::path::{RelPath, RelPathBuf};
-use crate::tree::{Found, ObjectId};
+use crate::tree::{Found, Listed, ListedObject, ObjectId, virtual_number};
 
 /// Set in the keys of virtual objects, and in no device number.
 const VIRTUAL: u64 = 1 << 63;
@@ -98,8 +98,12 @@ impl Key {
                 (number(high) | VIRTUAL, number(low))
             }
         };
+        Some(Self::new(high, low))
+    }
+
+    fn new(high: u64, low: u64) -> Self {
         // No file system has the device number 0.
-        Some(Self(NonZeroU64::new(high).unwrap_or(NonZeroU64::MIN), low))
+        Self(NonZeroU64::new(high).unwrap_or(NonZeroU64::MIN), low)
     }
 
     pub(super) fn of_base(stat: &BaseStat) -> Option<Self> {
@@ -165,9 +169,29 @@ impl Nodes {
         self.nodes.get(&parent)?.children.as_ref()?.get(name).copied()
     }
 
-    /// Returns the inode number that a name leads to, if the kernel knows it.
-    pub(super) fn ino_of_child(&self, parent: NodeId, name: &OsStr) -> Option<u64> {
-        Some(self.nodes.get(&self.child(parent, name)?)?.ino)
+    /// Returns the inode number that a lookup of a name would tell, as far as a listing says.
+    pub(super) fn ino_of(&self, parent: NodeId, name: &OsStr, listed: Listed) -> u64 {
+        let known = self.child(parent, name).and_then(|id| self.nodes.get(&id));
+        if let Some(node) = known.filter(|node| node.may_be(listed)) {
+            return node.ino;
+        }
+        let shown = match listed.object {
+            ListedObject::Base { dev, ino } => {
+                let key = Key::new(dev & !VIRTUAL, ino);
+                let shared = self.shared.get(&key).and_then(|id| Some(self.nodes.get(id)?.ino));
+                if let Some(ino) = shared.or_else(|| self.inherited.get(&key).copied()) {
+                    return ino;
+                }
+                node_numbers::of_base(ino).filter(|id| !self.nodes.contains_key(id))
+            }
+            ListedObject::Virtual { number, .. } => {
+                let id = node_numbers::of_virtual(number);
+                // Once it is real its node is another object's.
+                Some(id).filter(|id| self.nodes.get(id).is_none_or(|node| !node.is_real()))
+            }
+        };
+        // Another object may have the number; then this one gets a new one when it is looked up.
+        shown.unwrap_or(UNKNOWN).0
     }
 
     /// Returns all nodes below a directory, and itself.
@@ -216,7 +240,9 @@ impl Nodes {
                 Found::Base(stat) => {
                     self.numbers.of_base(stat.identity.ino, |id| self.nodes.contains_key(&id))
                 }
-                Found::Virtual(..) => self.numbers.fresh(),
+                Found::Virtual(layer, record) => {
+                    self.numbers.of_virtual(virtual_number(layer, record), |id| self.nodes.contains_key(&id))
+                }
             };
             let ino = object.and_then(|object| self.inherited.get(&object)).copied().unwrap_or(id.0);
             self.nodes.insert(id, Node::new(found.kind(), ino, object));
@@ -427,6 +453,20 @@ impl Node {
             Names::Several(names) => (None, &names[..]),
         };
         one.into_iter().chain(several.iter().map(|(parent, name)| (*parent, &**name)))
+    }
+
+    fn is_real(&self) -> bool {
+        self.object.is_some_and(|object| !object.is_virtual())
+    }
+
+    /// Returns whether what a listing tells fits; directories are what their path says.
+    fn may_be(&self, listed: Listed) -> bool {
+        match (self.object, listed.object) {
+            _ if self.kind != listed.kind => false,
+            (None, _) => true,
+            (Some(object), ListedObject::Base { ino, .. }) => !object.is_virtual() && object.1 == ino,
+            (Some(object), ListedObject::Virtual { .. }) => object.is_virtual(),
+        }
     }
 
     pub(super) fn has_names(&self) -> bool {

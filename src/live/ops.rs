@@ -16,9 +16,8 @@ use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
     OpenFlags, RenameFlags, SetTime, XattrMode,
 };
-use crate::node_numbers::UNKNOWN;
 use crate::path::RelPath;
-use crate::tree::{Found, Perspective};
+use crate::tree::{Found, Listed, Perspective};
 use crate::xattr;
 
 impl Live {
@@ -370,9 +369,13 @@ impl Filesystem for Live {
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {
         let nodes = &*self.lock();
         let path = nodes.path(node)?;
-        let names = self.tree().list(&path, Perspective::ALL)?;
-        let ino = |name: &OsStr| nodes.ino_of_child(node, name).unwrap_or(UNKNOWN.0);
-        Ok(names.into_iter().map(|(name, kind)| DirEntry { ino: ino(&name), kind, name }).collect())
+        let names = self.tree().entries(&path, Perspective::ALL)?;
+        let entry = |(name, listed): (OsString, Listed)| DirEntry {
+            ino: nodes.ino_of(node, &name, listed),
+            kind: listed.kind,
+            name,
+        };
+        Ok(names.into_iter().map(entry).collect())
     }
 
     fn stats(&self) -> Result<FsStats, FsError> {

@@ -9,10 +9,10 @@ use std::sync::{Arc, Weak};
 
 use super::names::{Name, Names};
 use crate::fs::{FileKind, FsError, NodeId, Timestamp};
-use crate::node_numbers::NodeNumbers;
+use crate::node_numbers::{self, NodeNumbers, UNKNOWN};
 use crate::open_file::SharedFile;
 use crate::path::{RelPath, RelPathBuf};
-use crate::tree::{Found, ObjectId};
+use crate::tree::{Found, Listed, ListedObject, ObjectId, virtual_number};
 
 #[derive(Debug)]
 pub(super) struct Nodes {
@@ -210,6 +210,22 @@ impl Nodes {
                 .is_some_and(|linked| linked.node.is_some())
     }
 
+    /// Returns the inode number that a lookup of a name would tell that has no node, as far as a listing says.
+    pub(super) fn ino_of_listed(&self, listed: Listed) -> u64 {
+        match listed.object {
+            ListedObject::Base { dev, ino } => {
+                let shared = self.linked.get(&ObjectId::Base { dev, ino }).and_then(|linked| linked.node);
+                if let Some(node) = shared.and_then(|id| self.nodes.get(&id)) {
+                    return node.ino;
+                }
+                // Another object may have the number; then this one gets a new one when it is looked up.
+                let free = node_numbers::of_base(ino).filter(|id| !self.nodes.contains_key(id));
+                free.unwrap_or(UNKNOWN).0
+            }
+            ListedObject::Virtual { number, .. } => node_numbers::of_virtual(number).0,
+        }
+    }
+
     /// Makes or finds the node of a lower object and gives it the name `at`, under which it was found.
     pub(super) fn insert_lower(&mut self, at: (NodeId, &OsStr), found: &Found) -> NodeId {
         let lower_links = found.attr(NodeId::ROOT).nlink;
@@ -220,7 +236,9 @@ impl Nodes {
                 Found::Base(stat) => {
                     self.numbers.of_base(stat.identity.ino, |id| self.nodes.contains_key(&id))
                 }
-                Found::Virtual(..) => self.numbers.fresh(),
+                Found::Virtual(layer, record) => {
+                    self.numbers.of_virtual(virtual_number(layer, record), |id| self.nodes.contains_key(&id))
+                }
             };
             let mut node = Node::new(Body::of_lower(found), id);
             if let Some(object) = object {

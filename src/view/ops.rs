@@ -14,7 +14,6 @@ use crate::fs::{
     Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
     OpenFlags, RenameFlags, XattrMode,
 };
-use crate::node_numbers::UNKNOWN;
 use crate::open_file::RealFile;
 use crate::tree::Found;
 
@@ -122,9 +121,10 @@ impl View {
         let mut names = BTreeMap::new();
         state.nodes.dir(id)?;
         if let Some(lower) = state.nodes.lower(id) {
-            let lower_names = self.tree.list(&lower, self.perspective())?;
+            let lower_names = self.tree.entries(&lower, self.perspective())?;
             state.recording.list(&lower, &lower_names);
-            names.extend(lower_names.into_iter().map(|(name, kind)| (name, (UNKNOWN.0, kind))));
+            let ino = |listed| state.nodes.ino_of_listed(listed);
+            names.extend(lower_names.into_iter().map(|(name, listed)| (name, (ino(listed), listed.kind))));
         }
         for (name, child) in &state.nodes.dir(id)?.children {
             match child.id() {

@@ -21,6 +21,7 @@ mod interrupts;
 mod likeness;
 mod logical;
 mod mounts;
+mod numbers;
 mod programs;
 mod real;
 mod recorder;
