@@ -25,14 +25,14 @@ fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, errno: Errno) {
     assert_eq!(result.unwrap_err().raw_os_error(), Some(errno.raw_os_error()));
 }
 
-/// Writes until nothing more fits; returns how much did.
-fn fill(path: &Path) -> io::Result<u64> {
+/// Writes until that is refused as it should be; returns how much was not.
+fn fill(path: &Path, refusal: Errno) -> io::Result<u64> {
     let mut file = File::create(path)?;
     let mut written = 0;
     loop {
         match file.write(&[7; 50_000]) {
             Ok(bytes) => written += bytes as u64,
-            Err(error) if error.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) => return Ok(written),
+            Err(error) if error.raw_os_error() == Some(refusal.raw_os_error()) => return Ok(written),
             Err(error) => return Err(error),
         }
     }
@@ -51,7 +51,7 @@ fn a_full_disk_shows_through_the_live_mount() -> TestResult {
     let ws = on_small_disk(c"size=8m")?;
     ws.mount()?;
     ws.file("before", "here before\n")?;
-    let written = fill(&ws.path("big"))?;
+    let written = fill(&ws.path("big"), Errno::NOSPC)?;
     assert_eq!(ws.path("big").metadata()?.len(), written);
     assert_errno(fs::write(ws.path("more"), [1; 10_000]), Errno::NOSPC);
     assert_eq!(ws.read("before")?, "here before\n");
@@ -87,7 +87,7 @@ fn a_virtual_file_survives_a_full_disk() -> TestResult {
     ws.run(["build"])?.stored_miss();
     ws.remove("out")?;
     ws.run(["build"])?.hit();
-    fill(&ws.path("big"))?;
+    fill(&ws.path("big"), Errno::NOSPC)?;
     let content = fs::read(ws.path("out"))?;
     assert_eq!((content.len(), content.iter().find(|byte| **byte != b'x')), (3_000_000, None));
     let open = File::options().append(true).open(ws.path("out"));
@@ -171,20 +171,30 @@ fn a_daemon_out_of_descriptors_says_so_and_recovers() -> TestResult {
     assert_sound(&ws)
 }
 
+/// Makes an empty image for a disk.
+fn image_of(ws: &Workspace, mebibytes: u64) -> TestResult {
+    Ok(File::create(ws.outside().join("image"))?.set_len(mebibytes << 20)?)
+}
+
+/// Runs a script with the image and the workspace as its arguments.
+#[track_caller]
+fn with_image(ws: &Workspace, script: &str) -> TestResult {
+    let script = format!("PATH=$PATH:/sbin:/usr/sbin; {script}");
+    let image = ws.outside().join("image");
+    let status = Command::new("sh").args(["-ec", &script, "sh"]).arg(image).arg(ws.root()).status()?;
+    assert!(status.success(), "{script}");
+    Ok(())
+}
+
 /// Goal: bad blocks are the caller's news, and only those. Method: an ext4 image on a loop device, of which the rear
 /// part is cut off.
 #[test]
 #[ignore = "wants loop devices; scripts/suites/hostile runs it"]
 fn bad_blocks_show_through_live_mounts_and_views() -> TestResult {
     let ws = Workspace::new(Mode::Unmounted)?.store_outside();
-    let image = ws.outside().join("image");
-    File::create(&image)?.set_len(64 << 20)?;
-    let shell = |script: &str| -> TestResult {
-        let status = Command::new("sh").args(["-ec", script, "sh"]).arg(&image).arg(ws.root()).status()?;
-        assert!(status.success(), "{script}");
-        Ok(())
-    };
-    shell("PATH=$PATH:/sbin:/usr/sbin; mkfs.ext4 -q -O ^has_journal \"$1\" && mount -o loop \"$1\" \"$2\"")?;
+    image_of(&ws, 64)?;
+    let shell = |script: &str| with_image(&ws, script);
+    shell("mkfs.ext4 -q -O ^has_journal \"$1\" && mount -o loop \"$1\" \"$2\"")?;
     ws.file("good", "good\n")?;
     ws.file("vout.toml", "[tasks.copy]\ncommand = \"sh copy.sh\"\n")?;
     ws.file(
@@ -201,6 +211,72 @@ fn bad_blocks_show_through_live_mounts_and_views() -> TestResult {
     assert!(read.iter().all(|byte| *byte == b'x'), "what could be read is right");
     assert_eq!(ws.read("good")?, "good\n");
     ws.vout(["unmount"])?.ok();
+    Ok(())
+}
+
+/// Makes a workspace with a quota of 16 MiB. Quota groups of btrfs hold root, too.
+fn with_quota(ws: &Workspace) -> TestResult {
+    image_of(ws, 256)?;
+    with_image(
+        ws,
+        "mkfs.btrfs -q \"$1\" >/dev/null && mount -o loop \"$1\" \"$2\" && btrfs quota enable \"$2\" && \
+         btrfs subvolume create \"$2/ws\" >/dev/null && btrfs qgroup limit 16M \"$2/ws\" && \
+         umount \"$2\" && mount -o loop,subvol=ws \"$1\" \"$2\"",
+    )?;
+    ws.file("vout.toml", "[tasks.build]\ncommand = \"sh build.sh\"\n")?;
+    ws.file("build.sh", "head -c 3000000 /dev/zero | tr '\\0' x >out\n")?;
+    Ok(())
+}
+
+/// Goal: a quota is told as such, nothing is half there, and what cannot be made real stays virtual.
+#[test]
+#[ignore = "wants loop devices; scripts/suites/hostile runs it"]
+fn a_quota_shows_through_the_live_mount() -> TestResult {
+    let ws = Workspace::new(Mode::Mounted)?.store_outside();
+    with_quota(&ws)?;
+    ws.mount()?;
+    ws.run(["build"])?.stored_miss();
+    ws.remove("out")?;
+    ws.run(["build"])?.hit();
+    let written = fill(&ws.path("big"), Errno::DQUOT)?;
+    assert_eq!(ws.path("big").metadata()?.len(), written);
+    for i in 0.. {
+        // Small files have room in what is there already, for a while.
+        let Err(refusal) = fs::write(ws.path(format!("f{i}")), [1; 1000]) else { continue };
+        assert_eq!(refusal.raw_os_error(), Some(Errno::DQUOT.raw_os_error()));
+        break;
+    }
+    assert_errno(fs::create_dir(ws.path("d")), Errno::DQUOT);
+    assert_errno(std::os::unix::fs::symlink("x", ws.path("l")), Errno::DQUOT);
+    assert!(!ws.exists("d") && !ws.exists("l"), "not half there");
+    let open = File::options().append(true).open(ws.path("out"));
+    assert_errno(open.and_then(|mut file| file.write_all(b"y")), Errno::DQUOT);
+    let content = fs::read(ws.path("out"))?;
+    assert_eq!((content.len(), content.iter().find(|byte| **byte != b'x')), (3_000_000, None));
+    ws.remove("big")?;
+    with_image(&ws, "sync -f \"$2\"")?;
+    File::options().append(true).open(ws.path("out"))?.write_all(b"y")?;
+    assert_eq!(ws.path("out").metadata()?.len(), 3_000_001);
+    assert_sound(&ws)
+}
+
+/// Goal: a task hears of a quota, and may go on with less; a result that a quota keeps out of the workspace is an error.
+#[test]
+#[ignore = "wants loop devices; scripts/suites/hostile runs it"]
+fn a_quota_shows_in_a_view() -> TestResult {
+    let ws = Workspace::new(Mode::Unmounted)?;
+    with_quota(&ws)?;
+    ws.file(
+        "build.sh",
+        "if head -c 30000000 /dev/zero | tr '\\0' x >big 2>message; then exit 1; fi\n\
+         rm big\n\
+         sync .\n\
+         grep -q 'quota exceeded' message\n\
+         echo less >out\n",
+    )?;
+    ws.run(["build"])?.ok();
+    assert_eq!(ws.read("out")?, "less\n");
+    assert!(!ws.exists("big"));
     Ok(())
 }
 
