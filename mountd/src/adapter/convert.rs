@@ -5,8 +5,7 @@ use std::time::Duration;
 use fuse_uring::{AttrOut, EntryOut, StatfsOut};
 use rustix::fs::{FileType, OFlags};
 use vout::fs::{
-    Attr, AttrChanges, FileKind, FsError, FsStats, NodeId, OpenFlags, RenameFlags, SetTime, Timestamp,
-    XattrMode,
+    Attr, AttrChanges, FileKind, FsError, FsStats, OpenFlags, RenameFlags, SetTime, Timestamp, XattrMode,
 };
 
 /// The kernel's mark of an open for execution (`__FMODE_EXEC`); it reaches us with the open flags.
@@ -168,11 +167,6 @@ fn set_time(time: fuse_uring::SetTime) -> SetTime {
         fuse_uring::SetTime::Now => SetTime::Now,
         fuse_uring::SetTime::At { seconds, nanos } => SetTime::At(Timestamp { secs: seconds, nanos }),
     }
-}
-
-/// Returns the node of a number from the kernel.
-pub(crate) fn node_of(node: u64) -> NodeId {
-    NodeId(node)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use fuse_uring::{
 use vout::fs::{Attr, FileKind, FsError, NewNode, NodeId};
 
 use super::convert::{
-    MODE_BITS, attr_changes, attr_out, entry_kind, entry_out, kind_of_mode, no_entry, node_of, rename_flags,
+    MODE_BITS, attr_changes, attr_out, entry_kind, entry_out, kind_of_mode, no_entry, rename_flags,
     statfs_out, xattr_mode,
 };
 use super::files::{Access, DirSlot, NewFile, UNOPENED, seek, write};
@@ -38,7 +38,7 @@ impl Handler for Adapter {
 
     fn forget(&self, forgets: &[Forget]) {
         for forget in forgets {
-            self.forgotten(node_of(forget.node), forget.lookups);
+            self.forgotten(NodeId(forget.node), forget.lookups);
         }
     }
 
@@ -49,7 +49,7 @@ impl Handler for Adapter {
 
 impl Adapter {
     fn serve(&self, request: &Request<'_>, reply: Reply<'_>) {
-        let (core, node) = (self.core(request), node_of(request.node()));
+        let (core, node) = (self.core(request), NodeId(request.node()));
         match *request.operation() {
             Operation::Lookup { name } => self.lookup(request, name, reply),
             Operation::Getattr { .. } => self.reply_attr(reply, self.attr(request)),
@@ -65,7 +65,7 @@ impl Adapter {
             Operation::Unlink { name } => reply_empty(reply, core.unlink(node, name)),
             Operation::Rmdir { name } => reply_empty(reply, core.remove_dir(node, name)),
             Operation::Rename { name, new_parent, new_name, flags } => {
-                let (from, to) = ((node, name), (node_of(new_parent), new_name));
+                let (from, to) = ((node, name), (NodeId(new_parent), new_name));
                 reply_empty(reply, rename_flags(flags).and_then(|flags| core.rename(from, to, flags)));
             }
             Operation::Open { .. } if self.opens_without_us(node) => reply.error(Errno::NOSYS),
@@ -112,7 +112,7 @@ impl Adapter {
     }
 
     fn lookup(&self, request: &Request<'_>, name: &OsStr, reply: Reply<'_>) {
-        let parent = node_of(request.node());
+        let parent = NodeId(request.node());
         let answer = self.hand_out(|| match self.terminal_stream(parent, name) {
             Some(stream) => Ok(terminal::attr_of(stream)),
             None => self.core(request).lookup(parent, name),
@@ -124,7 +124,7 @@ impl Adapter {
     }
 
     fn attr(&self, request: &Request<'_>) -> Result<Attr, FsError> {
-        let node = node_of(request.node());
+        let node = NodeId(request.node());
         match terminal::stream_of(node) {
             Some(stream) => Ok(terminal::attr_of(stream)),
             None => self.core(request).attr(node),
@@ -132,7 +132,7 @@ impl Adapter {
     }
 
     fn set_attr(&self, request: &Request<'_>, set: &Setattr) -> Result<Attr, FsError> {
-        let node = node_of(request.node());
+        let node = NodeId(request.node());
         if let Some(stream) = terminal::stream_of(node) {
             // Truncating a terminal means nothing, as on a tty.
             return Ok(terminal::attr_of(stream));
@@ -145,7 +145,7 @@ impl Adapter {
 
     /// Makes what has a name and is not open.
     fn make(&self, request: &Request<'_>) -> Result<Attr, FsError> {
-        let (core, caller, parent) = (self.core(request), caller_of(request), node_of(request.node()));
+        let (core, caller, parent) = (self.core(request), caller_of(request), NodeId(request.node()));
         match *request.operation() {
             Operation::Symlink { name, target } => core.make_symlink(caller, parent, name, target),
             Operation::Mknod { name, mode, rdev, umask } => {
@@ -155,14 +155,14 @@ impl Adapter {
             Operation::Mkdir { name, mode, umask } => {
                 core.make_dir(caller, parent, name, mode & MODE_BITS & !umask)
             }
-            Operation::Link { node, name } => core.link(node_of(node), parent, name),
+            Operation::Link { node, name } => core.link(NodeId(node), parent, name),
             _ => Err(FsError::InvalidArgument),
         }
     }
 
     /// Opens what is there, or is made.
     fn open(&self, request: &Request<'_>, reply: Reply<'_>) {
-        let (parent, bits) = (node_of(request.node()), |mode, umask: u32| mode & MODE_BITS & !umask);
+        let (parent, bits) = (NodeId(request.node()), |mode, umask: u32| mode & MODE_BITS & !umask);
         let new = match *request.operation() {
             Operation::Create { name, mode, umask, flags, kill_suidgid } => NewFile {
                 parent,
@@ -192,7 +192,7 @@ impl Adapter {
     }
 
     fn read(&self, request: &Request<'_>, read: &Read, reply: Reply<'_>) {
-        let file = self.core_file(self.core(request), (node_of(request.node()), read.handle), Access::Read);
+        let file = self.core_file(self.core(request), (NodeId(request.node()), read.handle), Access::Read);
         match file {
             Ok(file) => {
                 reply.fill(|buffer| file.read_at(buffer, read.offset).map_err(|error| number_of(&error)));
@@ -209,7 +209,7 @@ impl Adapter {
         flags: WriteFlags,
         reply: Reply<'_>,
     ) {
-        let node = node_of(request.node());
+        let node = NodeId(request.node());
         if let Some((terminal, stream)) = self.terminal_of(node) {
             // Requests hold at most 16 MiB.
             let (written, reply) = (u32::try_from(data.len()).unwrap_or(u32::MAX), reply.defer());
@@ -237,7 +237,7 @@ impl Adapter {
         } else {
             FopenFlags::empty()
         };
-        let slot = DirSlot { node: node_of(request.node()), names: Mutex::default() };
+        let slot = DirSlot { node: NodeId(request.node()), names: Mutex::default() };
         OpenOut { fh: self.dirs.add(slot), open_flags: flags.bits(), backing_id: 0 }
     }
 
@@ -263,7 +263,7 @@ impl Adapter {
     /// Makes something durable. That waits for a disk, and the serving thread must not wait with it.
     fn sync(&self, request: &Request<'_>, reply: Reply<'_>) {
         // Nothing is made durable for show.
-        let (core, node) = (Arc::clone(&self.core), node_of(request.node()));
+        let (core, node) = (Arc::clone(&self.core), NodeId(request.node()));
         match *request.operation() {
             Operation::Fsync { handle, data_only } => {
                 if terminal::stream_of(node).is_some() {
@@ -282,7 +282,7 @@ impl Adapter {
 
     /// Serves what is about the content of open files as a whole.
     fn shape(&self, request: &Request<'_>, reply: Reply<'_>) {
-        let (core, node) = (self.core(request), node_of(request.node()));
+        let (core, node) = (self.core(request), NodeId(request.node()));
         match *request.operation() {
             Operation::Fallocate { handle, offset, length, mode } => {
                 let file = self.core_file(core, (node, handle), Access::Write);
@@ -297,7 +297,7 @@ impl Adapter {
             }
             Operation::CopyFileRange { handle, offset, to_node, to_handle, to_offset, length, .. } => {
                 let from = self.core_file(core, (node, handle), Access::Read);
-                let to = || self.core_file(core, (node_of(to_node), to_handle), Access::Write);
+                let to = || self.core_file(core, (NodeId(to_node), to_handle), Access::Write);
                 let files = from.and_then(|from| Ok((from, to()?)));
                 let copied =
                     files.and_then(|(from, to)| core.copy_range((&*from, offset), (&*to, to_offset), length));
@@ -311,7 +311,7 @@ impl Adapter {
     }
 
     fn xattr(&self, request: &Request<'_>, reply: Reply<'_>) {
-        let (core, node) = (self.core(request), node_of(request.node()));
+        let (core, node) = (self.core(request), NodeId(request.node()));
         if !core.has_xattrs() {
             return reply.error(Errno::NOSYS);
         }
