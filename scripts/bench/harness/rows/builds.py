@@ -3,6 +3,7 @@
 import os
 import shutil
 
+from harness.files import fill
 from harness.measure import timed
 from harness.row import Bar, Row, Variant
 
@@ -61,7 +62,7 @@ class CBuild(Build):
     # -O0 makes the compiler do little, and so the file system much.
     command = {flags: ["make", "-j2", f"CFLAGS={flags}", "build/squeeze"] for flags in ("-O0", "-O1")}
     made = ("build",)
-    bars = (Bar("view", 1.03, "bare", cases=("-O0",)),)
+    bars = (Bar("view", 1.03, "bare", cases=("-O0",)), Bar("view uring", 1.0, "view dev", cases=("-O0",)))
     seconds = 90
 
 
@@ -72,7 +73,7 @@ class CargoBuild(Build):
     command = {"": ["cargo", "build", "--offline"]}
     made = ("target",)
     passed_on = ("RUSTUP_HOME", "CARGO_HOME")
-    bars = (Bar("view", 1.05, "bare"),)
+    bars = (Bar("view", 1.05, "bare"), Bar("view uring", 1.0, "view dev"))
     rounds = 5
     seconds = 90
 
@@ -83,7 +84,7 @@ class ViteBuild(Build):
     fixture = "ts"
     command = {"": ["sh", "-c", "node_modules/.bin/tsc && node_modules/.bin/vite build"]}
     made = ("dist",)
-    bars = (Bar("view", 1.10, "bare"),)
+    bars = (Bar("view", 1.10, "bare"), Bar("view uring", 1.08, "bare"), Bar("view uring", 1.0, "view dev"))
     seconds = 60
 
 
@@ -117,4 +118,34 @@ class NpmCi(Build):
         for file in ("package.json", "package-lock.json"):
             shutil.copy(self.lock / file, project.path / file)
         project.env["npm_config_cache"] = os.fspath(self.lab.results / "npm-cache")
+        return project
+
+
+class Git(Build):
+    name = "git"
+    title = "git clone of 5 k files, and a checkout of other contents and back"
+    command = {"": ["sh", "-c", "git clone -q origin made && cd made && git checkout -q other && git checkout -q main"]}
+    made = ("made",)
+    bars = (Bar("view", 1.5, "bare"),)
+    rounds = 5
+    seconds = 60
+
+    def prepared(self, name, transport):
+        project = self.lab.project(name, "", transport)
+        origin = project.path / "origin"
+        count = 1_000 if self.lab.options.quick else 5_000
+
+        def git(*arguments):
+            who = ("-c", "user.name=bench", "-c", "user.email=bench@example.org")
+            timed(["git", *who, *arguments], origin, project.env, self.lab.log)
+
+        origin.mkdir()
+        git("init", "-q", "-b", "main")
+        for branch, size_bytes in (("main", 2_000), ("other", 2_001)):
+            shutil.rmtree(origin / "src", ignore_errors=True)
+            fill(origin / "src", count, size_bytes)
+            git("checkout", "-q", "-B", branch)
+            git("add", "-A")
+            git("commit", "-q", "-m", branch)
+        git("checkout", "-q", "main")
         return project
