@@ -3,7 +3,8 @@
 # A configuration is KIND with options: KIND is `native` (ext4 itself, the oracle), `view` (a task's view of a
 # workspace on that ext4), or `live` (the workspace under a live mount). Options: `copied`, without passthrough;
 # `user`, as an ordinary user, where views are in a user namespace and fusermount3 makes the live mount; `dev`, over
-# /dev/fuse alone, where root otherwise has io_uring if the kernel does. `view-copied-user` has both of the first.
+# /dev/fuse alone, where root otherwise has io_uring if the kernel does; `elsewhere`, with `user`, without user namespaces,
+# so that views are at a path of their own. `view-copied-user` has both of the first.
 # shellcheck shell=bash
 # shellcheck source=scripts/suites/disk.sh
 . scripts/suites/disk.sh
@@ -62,6 +63,7 @@ bed_make() {
     # On the disk an ordinary user reaches them too, and a build that goes on does not replace them.
     mkdir "$disk_point/bin"
     cp "$built/vout" "$built/vout-mountd" "$disk_point/bin"
+    gcc -O1 -o "$disk_point/bin/confined" scripts/suites/programs/confined.c
     disk_vout=$disk_point/bin/vout
     mkdir -m 700 "$disk_point/run" "$disk_point/run-$bed_user"
     chown "$bed_user:$bed_group" "$disk_point/run-$bed_user"
@@ -92,6 +94,7 @@ bed_as() {
         runtime=$disk_point/run-$bed_user
         as=(setpriv --reuid="$bed_user" --regid="$bed_group" --clear-groups)
     fi
+    if bed_has "$configuration" elsewhere; then as=("$disk_point/bin/confined" "${as[@]}"); fi
     # The kernel lets nobody else, not even root, at an ordinary user's mount: only they can go there.
     "${as[@]}" env --chdir="$bed_workspace" XDG_RUNTIME_DIR="$runtime" HOME="$runtime" PATH="$disk_point/bin:$PATH" "$@"
 }
