@@ -56,18 +56,16 @@ pub enum ContentSeen {
 /// An [`Observed`] as it is kept.
 #[derive(Debug)]
 struct Entry {
-    probe: Probe,
-    dependency: Dependency,
+    seen: Seen,
     more: Option<Box<More>>,
 }
 
-/// A [`PathState`] without what only a closer look tells.
+/// A [`Dependency`], and a [`PathState`] without what only a closer look tells, in one word: there may be millions.
+///
+/// Bits 0 to 3 are the dependency, 4 to 6 the place of the kind in [`KINDS`] or 7 where nothing is, 7 tells an
+/// executable file, and the rest is its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Probe {
-    Absent,
-    File { executable: bool, size_bytes: u64 },
-    Other(FileKind),
-}
+struct Seen(u64);
 
 /// What a closer look told.
 #[derive(Debug, Default)]
@@ -126,11 +124,11 @@ impl Recording {
             if !self.count(path.as_bytes().len()) {
                 return None;
             }
-            let entry = Entry { probe: state.into(), dependency, more: None };
+            let entry = Entry { seen: Seen::new(state, dependency), more: None };
             self.paths.insert(path.as_bytes().into(), entry);
         }
         let entry = self.paths.get_mut(path.as_bytes())?;
-        entry.dependency |= dependency;
+        entry.seen |= dependency;
         Some(&mut entry.more)
     }
 
@@ -178,17 +176,17 @@ impl Recording {
     #[must_use]
     pub fn path_set(&self, keep: impl Fn(&RelPath) -> bool) -> Vec<(RelPathBuf, Dependency)> {
         let absent =
-            |path: &RelPath| self.entry(path).is_some_and(|seen| seen.probe == Probe::Absent) && keep(path);
+            |path: &RelPath| self.entry(path).is_some_and(|entry| entry.seen.is_absent()) && keep(path);
         let listed = |path: &RelPath| self.entry(path).is_some_and(Entry::is_listed) && keep(path);
-        let implied = |path: &RelPath, seen: &Entry| {
-            path.ancestors().any(absent) || (seen.probe == Probe::Absent && path.parent().is_some_and(listed))
+        let implied = |path: &RelPath, seen: Seen| {
+            path.ancestors().any(absent) || (seen.is_absent() && path.parent().is_some_and(listed))
         };
         let mut set: Vec<_> = self
             .paths
             .iter()
-            .map(|(path, seen)| (RelPath::cast(path), seen))
-            .filter(|(path, seen)| keep(path) && !implied(path, seen))
-            .map(|(path, seen)| (path.to_owned(), seen.dependency))
+            .map(|(path, entry)| (RelPath::cast(path), entry.seen))
+            .filter(|(path, seen)| keep(path) && !implied(path, *seen))
+            .map(|(path, seen)| (path.to_owned(), seen.dependency()))
             .collect();
         set.sort_unstable();
         set
@@ -199,8 +197,8 @@ impl Entry {
     fn observed(&self) -> Observed<'_> {
         let more = self.more.as_deref();
         Observed {
-            dependency: self.dependency,
-            probe: self.probe.into(),
+            dependency: self.seen.dependency(),
+            probe: self.seen.probe(),
             content: more.and_then(|more| more.content),
             listing: more.and_then(|more| more.listing.as_ref()),
             target: more.and_then(|more| more.target.as_deref()),
@@ -212,29 +210,59 @@ impl Entry {
     }
 }
 
-impl From<&PathState> for Probe {
-    fn from(state: &PathState) -> Self {
-        match state {
-            PathState::Absent => Self::Absent,
+impl Seen {
+    /// Larger files are recorded as this large. No later look confirms that, so they make a miss.
+    const SIZE_BYTES_MAX: u64 = (1 << 56) - 1;
+    const ABSENT: u64 = 7 << 4;
+    const KIND: u64 = 7 << 4;
+    const EXECUTABLE: u64 = 1 << 7;
+    const SIZE_SHIFT: u32 = 8;
+
+    fn new(state: &PathState, dependency: Dependency) -> Self {
+        let kind = |wanted| {
+            (0..).zip(KINDS).find(|(_, kind)| *kind == wanted).map_or(0, |(number, _): (u64, _)| number) << 4
+        };
+        let probe = match state {
+            PathState::Absent => Self::ABSENT,
             PathState::File { executable, size_bytes, content: _ } => {
-                Self::File { executable: *executable, size_bytes: *size_bytes }
+                let executable = if *executable { Self::EXECUTABLE } else { 0 };
+                kind(FileKind::File) | executable | Self::SIZE_BYTES_MAX.min(*size_bytes) << Self::SIZE_SHIFT
             }
-            PathState::Dir { listing: _ } => Self::Other(FileKind::Dir),
-            PathState::Symlink { target: _ } => Self::Other(FileKind::Symlink),
-            PathState::Special(kind) => Self::Other(*kind),
+            PathState::Dir { listing: _ } => kind(FileKind::Dir),
+            PathState::Symlink { target: _ } => kind(FileKind::Symlink),
+            PathState::Special(special) => kind(*special),
+        };
+        Self(probe | u64::from(dependency.bits()))
+    }
+
+    fn is_absent(self) -> bool {
+        self.0 & Self::KIND == Self::ABSENT
+    }
+
+    fn dependency(self) -> Dependency {
+        Dependency::from_bits_truncate(self.0.to_le_bytes()[0])
+    }
+
+    fn probe(self) -> PathState {
+        if self.is_absent() {
+            return PathState::Absent;
+        }
+        match KINDS[usize::from(self.0.to_le_bytes()[0] >> 4 & 7)] {
+            FileKind::File => PathState::File {
+                executable: self.0 & Self::EXECUTABLE != 0,
+                size_bytes: self.0 >> Self::SIZE_SHIFT,
+                content: None,
+            },
+            FileKind::Dir => PathState::Dir { listing: None },
+            FileKind::Symlink => PathState::Symlink { target: None },
+            kind => PathState::Special(kind),
         }
     }
 }
 
-impl From<Probe> for PathState {
-    fn from(probe: Probe) -> Self {
-        match probe {
-            Probe::Absent => Self::Absent,
-            Probe::File { executable, size_bytes } => Self::File { executable, size_bytes, content: None },
-            Probe::Other(FileKind::Dir) => Self::Dir { listing: None },
-            Probe::Other(FileKind::Symlink) => Self::Symlink { target: None },
-            Probe::Other(kind) => Self::Special(kind),
-        }
+impl std::ops::BitOrAssign<Dependency> for Seen {
+    fn bitor_assign(&mut self, dependency: Dependency) {
+        self.0 |= u64::from(dependency.bits());
     }
 }
 
@@ -306,6 +334,30 @@ mod tests {
         names.insert(name(&[b'x'; 255]), FileKind::Dir);
         assert_eq!(Listing::of(&names).names(), listing(&names));
         assert_eq!(Listing::of(&BTreeMap::<_, FileKind>::new()).names(), []);
+    }
+
+    #[test]
+    fn an_entry_is_small_and_keeps_what_was_seen() {
+        assert_eq!(size_of::<Entry>(), 16);
+        let file = |executable, size_bytes| PathState::File { executable, size_bytes, content: None };
+        let specials = [FileKind::Fifo, FileKind::Socket, FileKind::CharDevice, FileKind::BlockDevice];
+        let states = [
+            PathState::Absent,
+            file(false, 0),
+            file(true, 4097),
+            file(false, Seen::SIZE_BYTES_MAX),
+            PathState::Dir { listing: None },
+            PathState::Symlink { target: None },
+        ];
+        for state in states.into_iter().chain(specials.map(PathState::Special)) {
+            let mut seen = Seen::new(&state, Dependency::PROBE);
+            seen |= Dependency::LIST;
+            assert_eq!((seen.probe(), seen.dependency()), (state, Dependency::PROBE | Dependency::LIST));
+        }
+        assert_eq!(
+            Seen::new(&file(true, u64::MAX), Dependency::READ).probe(),
+            file(true, Seen::SIZE_BYTES_MAX)
+        );
     }
 
     #[test]
