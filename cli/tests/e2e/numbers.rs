@@ -99,3 +99,52 @@ fn listings_of_the_live_mount_tell_the_numbers_that_stat_tells() -> TestResult {
     ws.vout(["unmount"])?.ok();
     Ok(())
 }
+
+/// Holds a file open that another process then writes. Prints what is read by the descriptor before and afterwards, then
+/// by both names, and link count and size by the descriptor and by name; fails where a number changes.
+const HELD: &str = r#"
+exec 3<t/h1
+number=$(stat -c %i t/h1)
+dd bs=3 count=1 status=none <&3
+sh -c 'printf "NEW CONTENT" | dd of=t/h1 conv=notrunc status=none && echo more >>t/d/h2'
+echo "$(cat <&3)"
+cat t/h1 t/d/h2
+stat -Lc '%h %s' /dev/fd/3 t/h1 t/d/h2
+for name in /dev/fd/3 t/h1 t/d/h2; do
+    test "$(stat -Lc %i $name)" = "$number"
+done
+"#;
+
+/// Goal: who has a base file open while another process writes it reads on as documented, everybody sees new attributes
+/// and one number, and the names show the new content. Where the kernel reads the file directly, the name of it leads to
+/// another node from then on.
+#[test]
+fn a_file_that_is_read_while_it_is_first_written_stays_one_file() -> TestResult {
+    let mut ws = Workspace::new(Mode::Unmounted)?.config("")?;
+    let tree = "mkdir -p t/d; echo 'old content' >t/h1; ln t/h1 t/d/h2";
+    let new = "NEW CONTENT\nmore\n";
+    let expected = |after: &str| format!("old{after}\n{new}{new}2 17\n2 17\n2 17\n");
+    ws.file("held.sh", HELD)?;
+    shell(&ws, tree)?;
+    let held = |ws: &Workspace| {
+        let mut command = Command::new("timeout");
+        command.args(["30", "sh", "-eu", "held.sh"]).current_dir(ws.root());
+        command
+    };
+    assert_prints(held(&ws), &expected(" CONTENT\nmore"))?;
+    for (passthrough, in_a_view) in [("1", " content"), ("0", " CONTENT\nmore")] {
+        shell(&ws, &format!("rm -r t; {tree}"))?;
+        ws.variable(PASSTHROUGH, passthrough);
+        let mut task = ws.vout_command(["run", "--quiet", "--no-cache", "--", "timeout", "30"]);
+        task.args(["sh", "-eu", "held.sh"]);
+        // Elsewhere than as root there is no passthrough.
+        let in_a_view = if rustix::process::geteuid().is_root() { in_a_view } else { " CONTENT\nmore" };
+        assert_prints(task, &expected(in_a_view))?;
+        assert_eq!(ws.read("t/d/h2")?, new, "what was committed, passthrough: {passthrough}");
+        shell(&ws, &format!("rm -r t; {tree}"))?;
+        ws.mount()?;
+        assert_prints(held(&ws), &expected(" CONTENT\nmore"))?;
+        ws.vout(["unmount"])?.ok();
+    }
+    Ok(())
+}
