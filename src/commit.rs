@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,7 @@ use crate::index::TaskId;
 use crate::path::{RelPath, RelPathBuf};
 use crate::state::PathState;
 use crate::tree::{Layer, Tree, TreeError, record_kind};
-use crate::view::{Change, Content, Meta, NewObject, blob_name};
+use crate::view::{Change, Content, Meta, NewObject};
 
 /// Suffix of the name under which a file is put together before it is renamed into place.
 const TEMP_SUFFIX: &[u8] = b".vout-new";
@@ -64,8 +65,11 @@ pub enum Step {
     Remove(RelPathBuf),
     /// Make a directory, or change its attributes.
     Dir(RelPathBuf, Attributes),
-    /// Put a blob there. A blob that is gone was put there before.
-    Blob(RelPathBuf, u64),
+    /// Make a directory, or change its attributes, as `Dir` does, by moving a whole directory of blobs there: the
+    /// last part is its path below the staging directory. Steps for the blobs follow, for where that cannot be.
+    Moved(RelPathBuf, Attributes, RelPathBuf),
+    /// Put a blob there, given by its path below the staging directory. A blob that is gone was put there before.
+    Blob(RelPathBuf, RelPathBuf),
     /// Make another name for a file that a step before put in place.
     Link {
         /// The name that is there.
@@ -119,7 +123,7 @@ fn at(path: &RelPath) -> impl FnOnce(Errno) -> CommitError {
 /// Those of `stage`.
 pub fn plan<E>(
     changes: &[Change],
-    mut stage: impl FnMut(&RelPath) -> Result<u64, E>,
+    mut stage: impl FnMut(&RelPath) -> Result<RelPathBuf, E>,
 ) -> Result<Vec<Step>, E> {
     let mut steps = Vec::with_capacity(changes.len());
     let mut first_names: HashMap<NodeId, RelPathBuf> = HashMap::new();
@@ -143,7 +147,7 @@ pub fn plan<E>(
                 None => {
                     first_names.insert(file.node, path.clone());
                     let blob = match &file.content {
-                        Content::Blob(blob) => *blob,
+                        Content::Blob { path, .. } => path.clone(),
                         Content::Lower(lower) => stage(lower)?,
                     };
                     Step::Blob(path.clone(), blob)
@@ -158,6 +162,57 @@ pub fn plan<E>(
     Ok(steps)
 }
 
+/// Has directories that the task made moved with all their blobs, where a directory below `staging` holds just what
+/// is to be in them.
+///
+/// # Errors
+/// Where such a directory cannot be listed.
+pub fn move_whole_dirs(steps: &mut [Step], staging: &OwnedFd) -> Result<(), CommitError> {
+    // For each staged directory: which directory its blobs belong into, unless they scatter, and how many.
+    let mut staged: HashMap<&RelPath, (Option<&RelPath>, usize)> = HashMap::new();
+    for step in &*steps {
+        let Step::Blob(path, blob) = step else { continue };
+        let Some(dir) = blob.parent().filter(|dir| !dir.is_root()) else { continue };
+        let target = path.parent().filter(|_| path.name() == blob.name());
+        let known = staged.entry(dir).or_insert((target, 0));
+        known.1 += 1;
+        if known.0 != target {
+            known.0 = None;
+        }
+    }
+    let mut from_of: HashMap<RelPathBuf, RelPathBuf> = HashMap::new();
+    for (dir, (target, blobs)) in staged {
+        // What is deleted but still open has a name there, too.
+        if let Some(target) = target
+            && names_in(staging, dir).map_err(at(dir))?.len() == blobs
+        {
+            from_of.insert(target.to_owned(), dir.to_owned());
+        }
+    }
+    for step in steps {
+        if let Step::Dir(path, attributes) = step
+            && let Some(from) = from_of.remove(path)
+        {
+            *step = Step::Moved(path.clone(), *attributes, from);
+        }
+    }
+    Ok(())
+}
+
+fn names_in(staging: &OwnedFd, dir: &RelPath) -> rustix::io::Result<HashSet<OsString>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = if dir.is_root() { OsStr::new(".") } else { dir.as_os_str() };
+    let mut names = HashSet::new();
+    for entry in rustix::fs::Dir::new(rustix::fs::openat(staging, dir, flags, Mode::empty())?)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.insert(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
 /// Returns the records that have nothing to say any more once `changes` are committed to the base, with
 /// their layers, each once.
 ///
@@ -165,6 +220,9 @@ pub fn plan<E>(
 /// Where the base or an archive cannot be read.
 pub fn superseded(tree: &Tree, changes: &[Change]) -> Result<Vec<(Arc<Layer>, Record)>, TreeError> {
     let layers = tree.layers();
+    if layers.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     for Change { path, object } in changes {
@@ -238,22 +296,31 @@ impl Journal {
     /// # Errors
     /// [`CommitError`] where a blob cannot be examined.
     pub fn records(&self, staging: &OwnedFd) -> Result<Vec<Record>, CommitError> {
+        let linked: HashSet<&RelPath> = self
+            .steps
+            .iter()
+            .filter_map(|step| if let Step::Link { first, .. } = step { Some(&**first) } else { None })
+            .collect();
+        let stats: Vec<_> = self.steps.par_iter().map(|step| step.blob_stat(staging)).collect();
         let mut files: HashMap<&RelPath, Record> = HashMap::new();
         let mut records = Vec::with_capacity(self.steps.len());
-        for step in &self.steps {
+        for (step, stat) in self.steps.iter().zip(stats) {
             let record = match step {
                 Step::Remove(_) | Step::Special(..) | Step::Xattrs(..) => continue,
                 Step::Dir(path, _) if path.is_root() => continue,
-                Step::Dir(path, attributes) => attributes.record(path, RecordKind::Dir),
+                Step::Dir(path, attributes) | Step::Moved(path, attributes, _) => {
+                    attributes.record(path, RecordKind::Dir)
+                }
                 Step::Symlink(path, target, attributes) => {
                     let target = OsStr::from_bytes(target).to_owned();
                     attributes.record(path, RecordKind::Symlink { target })
                 }
-                Step::Blob(path, blob) => {
-                    let stat = rustix::fs::statat(staging, blob_name(*blob), AtFlags::SYMLINK_NOFOLLOW);
-                    let stat = BaseStat::from(stat.map_err(at(path))?);
+                Step::Blob(path, _) => {
+                    let Some(stat) = stat.map_err(at(path))? else { continue };
                     let Some(record) = real_record(path.clone(), &stat, &PathState::Absent) else { continue };
-                    files.insert(path, record.clone());
+                    if linked.contains(&**path) {
+                        files.insert(path, record.clone());
+                    }
                     record
                 }
                 Step::Link { first, path } => match files.get(&**first) {
@@ -278,16 +345,12 @@ impl Journal {
     /// Removes blobs that were put in place and are still here: renaming a file over another name of the same
     /// file does nothing. They count as links, and dropping them later would look like a change.
     fn drop_second_names(&self, staging: &OwnedFd) -> rustix::io::Result<()> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let mut left = HashSet::new();
-        for entry in rustix::fs::Dir::new(rustix::fs::openat(staging, ".", flags, Mode::empty())?)? {
-            left.insert(OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned());
-        }
+        let left = names_in(staging, RelPath::ROOT)?;
         for step in &self.steps {
             let Step::Blob(_, blob) = step else { continue };
-            let name = blob_name(*blob);
-            if left.contains(&name) {
-                rustix::fs::unlinkat(staging, name, AtFlags::empty())?;
+            // Others are no second names of anything.
+            if blob.parent() == Some(RelPath::ROOT) && left.contains(blob.as_os_str()) {
+                rustix::fs::unlinkat(staging, blob.as_os_str(), AtFlags::empty())?;
             }
         }
         Ok(())
@@ -300,7 +363,7 @@ impl Journal {
         base: &Base,
         staging: &OwnedFd,
     ) -> Result<(), CommitError> {
-        let mut parents = Parents { base, last: None };
+        let mut parents = Parents { base, last: None, moved: HashSet::new() };
         for step in self.steps.iter().take(moves) {
             step.apply(base, staging, &mut parents).map_err(at(step.path()))?;
         }
@@ -317,6 +380,7 @@ impl Step {
         match self {
             Self::Remove(path)
             | Self::Dir(path, _)
+            | Self::Moved(path, ..)
             | Self::Blob(path, _)
             | Self::Link { path, .. }
             | Self::Symlink(path, ..)
@@ -325,14 +389,25 @@ impl Step {
         }
     }
 
-    fn apply(&self, base: &Base, staging: &OwnedFd, parents: &mut Parents<'_>) -> rustix::io::Result<()> {
+    fn apply<'a>(
+        &'a self,
+        base: &Base,
+        staging: &OwnedFd,
+        parents: &mut Parents<'a>,
+    ) -> rustix::io::Result<()> {
         if !matches!(self, Self::Blob(..)) {
             parents.last = None;
         }
         match self {
             Self::Remove(path) => base.remove_all(path),
             Self::Dir(path, _) => make_dir(base, path),
-            Self::Blob(path, blob) => put_blob(parents, staging, path, *blob),
+            Self::Moved(path, _, from) => {
+                if move_dir(base, staging, path, from)? {
+                    parents.moved.insert(from);
+                }
+                Ok(())
+            }
+            Self::Blob(path, blob) => put_blob(parents, staging, path, blob),
             Self::Link { first, path } => link(base, first, path),
             Self::Symlink(path, target, attributes) => {
                 put_symlink(base, path, OsStr::from_bytes(target), attributes)
@@ -342,9 +417,16 @@ impl Step {
         }
     }
 
+    /// Examines the blob that is to be put in place.
+    fn blob_stat(&self, staging: &OwnedFd) -> rustix::io::Result<Option<BaseStat>> {
+        let Self::Blob(_, blob) = self else { return Ok(None) };
+        let stat = rustix::fs::statat(staging, blob.as_os_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(Some(BaseStat::from(stat)))
+    }
+
     /// Gives a directory its final attributes.
     fn settle_dir(&self, base: &Base) -> rustix::io::Result<()> {
-        let Self::Dir(path, attributes) = self else { return Ok(()) };
+        let (Self::Dir(path, attributes) | Self::Moved(path, attributes, _)) = self else { return Ok(()) };
         if path.is_root() {
             set_attributes(base.root(), OsStr::new("."), attributes)?;
         } else {
@@ -427,6 +509,22 @@ fn make_dir(base: &Base, path: &RelPath) -> rustix::io::Result<()> {
     }
 }
 
+/// Moves a directory of blobs into place; where it cannot go there as it is, makes a directory for the blobs.
+/// Returns whether everything in it is in place.
+fn move_dir(base: &Base, staging: &OwnedFd, path: &RelPath, from: &RelPath) -> rustix::io::Result<bool> {
+    if base.stat(path)?.is_none() && !base.hides(path) {
+        let (dir, name) = parent(base, path)?;
+        match rustix::fs::renameat(staging, from.as_os_str(), dir, name) {
+            Ok(()) => return Ok(true),
+            // It was moved before, or is to go to another file system, or somebody was faster.
+            Err(Errno::NOENT | Errno::XDEV | Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    make_dir(base, path)?;
+    Ok(false)
+}
+
 fn set_attributes(dir: std::os::fd::BorrowedFd<'_>, name: &OsStr, to: &Attributes) -> rustix::io::Result<()> {
     give_name_to(dir, name, to.uid, to.gid)?;
     rustix::fs::chmodat(dir, name, Mode::from_bits_truncate(to.mode), AtFlags::empty())
@@ -450,6 +548,8 @@ fn set_xattrs(base: &Base, path: &RelPath, xattrs: &[(Vec<u8>, Vec<u8>)]) -> rus
 struct Parents<'a> {
     base: &'a Base,
     last: Option<(RelPathBuf, OwnedFd)>,
+    /// Staged directories that were moved into place with their blobs.
+    moved: HashSet<&'a RelPath>,
 }
 
 impl Parents<'_> {
@@ -473,24 +573,27 @@ fn put_blob(
     parents: &mut Parents<'_>,
     staging: &OwnedFd,
     path: &RelPath,
-    blob: u64,
+    blob: &RelPath,
 ) -> rustix::io::Result<()> {
-    let blob = blob_name(blob);
+    if blob.parent().is_some_and(|dir| parents.moved.contains(dir)) {
+        return Ok(());
+    }
+    let blob = blob.as_os_str();
     // What was put there before may be gone since, with its directory, which then is not made again.
-    if !parents.knows(path) && is_gone(staging, &blob)? {
+    if !parents.knows(path) && is_gone(staging, blob)? {
         return Ok(());
     }
     let base = parents.base;
     let (dir, name) = parents.of(path)?;
-    match rustix::fs::renameat(staging, &blob, dir, name) {
-        Err(Errno::NOENT) if is_gone(staging, &blob)? => Ok(()),
+    match rustix::fs::renameat(staging, blob, dir, name) {
+        Err(Errno::NOENT) if is_gone(staging, blob)? => Ok(()),
         Err(Errno::ISDIR) => {
             base.remove_all(path)?;
-            move_blob((staging, &blob), (dir, name))
+            move_blob((staging, blob), (dir, name))
         }
         Err(Errno::XDEV) => {
             remove_dir_in_the_way(base, path)?;
-            move_blob((staging, &blob), (dir, name))
+            move_blob((staging, blob), (dir, name))
         }
         other => other,
     }

@@ -1,7 +1,8 @@
 //! A view: what one task run sees, and where its writes go.
 //!
 //! The lower side is the merged tree, never written. The upper side is an in-memory tree of nodes; the
-//! contents of regular files are flat blobs in a staging directory. First accesses to the lower side are
+//! contents of regular files are blobs in a staging directory: those in directories that the task made under
+//! their own names, in one directory each, so that a commit can move it. First accesses to the lower side are
 //! recorded; what the task itself made is not.
 
 mod attr;
@@ -13,7 +14,7 @@ mod ops;
 mod other_names;
 mod xattrs;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -24,7 +25,7 @@ pub use self::diff::{Change, Content, Meta, NewFile, NewObject, Xattrs};
 use self::node::Nodes;
 use crate::fs::{FsError, Invalidator, NodeId, Timestamp};
 use crate::index::TaskId;
-use crate::path::RelPath;
+use crate::path::{RelPath, RelPathBuf};
 use crate::recording::Recording;
 use crate::store::Store;
 use crate::tree::{Found, Perspective, Stale, Tree};
@@ -77,6 +78,12 @@ struct State {
     nodes: Nodes,
     recording: Recording,
     blobs: u64,
+    /// Blobs that lie in the staged directory of the view's directory, instead of having a number for a name.
+    placed: HashMap<u64, RelPathBuf>,
+    /// Directories of the view that have such a staged directory.
+    staged_dirs: HashSet<NodeId>,
+    /// Blobs that may have extended attributes: copies, and those that were given some.
+    with_xattrs: HashSet<u64>,
     /// Blobs whose mode had to be changed for opening them: their `ctime` since, and the one to show for it.
     reopened: HashMap<u64, (Timestamp, Timestamp)>,
     /// What the kernel has to be told of.
@@ -84,6 +91,11 @@ struct State {
 }
 
 impl State {
+    /// Returns the path of a blob below the staging directory.
+    fn blob_path(&self, blob: u64) -> RelPathBuf {
+        self.placed.get(&blob).cloned().unwrap_or_else(|| numbered(blob))
+    }
+
     /// Returns what to show for the `ctime` of a blob.
     fn shown_ctime(&self, blob: u64, ctime: Timestamp) -> Timestamp {
         match self.reopened.get(&blob) {
@@ -109,6 +121,9 @@ impl View {
             nodes: Nodes::new(),
             recording: Recording::default(),
             blobs: 0,
+            placed: HashMap::new(),
+            staged_dirs: HashSet::new(),
+            with_xattrs: HashSet::new(),
             reopened: HashMap::new(),
             splits: Vec::new(),
         };
@@ -143,21 +158,17 @@ impl View {
     ///
     /// # Errors
     /// Where the blob cannot be read.
-    pub fn blob_xattrs(&self, blob: u64) -> rustix::io::Result<Vec<(OsString, Vec<u8>)>> {
-        let name = blob_name(blob);
-        if crate::xattr::surely_none(&self.staging, &name) {
-            return Ok(Vec::new());
-        }
+    pub fn blob_xattrs(&self, blob: &RelPath) -> rustix::io::Result<Vec<(OsString, Vec<u8>)>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.staging, name, flags, Mode::empty())?;
+        let file = rustix::fs::openat(&self.staging, blob.as_os_str(), flags, Mode::empty())?;
         crate::xattr::user_xattrs(file)
     }
 
-    /// Reserves a number for a blob that the caller makes.
-    pub fn next_blob(&self) -> u64 {
+    /// Reserves a place in the staging directory for a blob that the caller makes.
+    pub fn next_blob(&self) -> RelPathBuf {
         let state = &mut *self.lock();
         state.blobs += 1;
-        state.blobs
+        numbered(state.blobs)
     }
 
     /// Returns how the view sees the merged tree.
@@ -253,8 +264,12 @@ impl std::fmt::Debug for View {
     }
 }
 
-/// Returns the name of a blob in the staging directory.
-#[must_use]
-pub fn blob_name(blob: u64) -> OsString {
-    blob.to_string().into()
+/// Returns the path of a blob below the staging directory that has a number for a name.
+fn numbered(blob: u64) -> RelPathBuf {
+    RelPathBuf::new(blob.to_string().into_bytes()).unwrap_or_default()
+}
+
+/// Returns the name of the staged directory of a directory of the view. No blob's number looks like it.
+fn staged_dir_name(dir: NodeId) -> String {
+    format!("d{}", dir.0)
 }

@@ -1,9 +1,8 @@
 //! User extended attributes of real files.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
@@ -33,18 +32,6 @@ pub fn user_xattrs(file: impl AsFd) -> rustix::io::Result<Vec<(OsString, Vec<u8>
     }
     xattrs.sort();
     Ok(xattrs)
-}
-
-/// Returns whether the file `name` in `dir` has no user attribute, without opening it; false where that cannot
-/// be told so.
-pub(crate) fn surely_none(dir: &OwnedFd, name: &OsStr) -> bool {
-    // No call takes a directory and a name before Linux 6.13.
-    let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
-    let mut names = [0; 256];
-    match rustix::fs::llistxattr(path, &mut names) {
-        Ok(length) => !names[..length].split(|&byte| byte == 0).any(|name| name.starts_with(USER)),
-        Err(_) => false,
-    }
 }
 
 /// Returns whether a name is in the namespace of users; the bare namespace is no name.

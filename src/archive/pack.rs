@@ -6,7 +6,8 @@ mod sink;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
@@ -19,12 +20,15 @@ use crate::archive::plan::{Item, Planned, What, plan};
 use crate::archive::reader::hash_hole;
 use crate::archive::record::Record;
 use crate::archive::tar_entry;
-use crate::digest::Hasher;
+use crate::digest::{Digest, Hasher};
 use crate::fs::FileKind;
 use crate::path::RelPathBuf;
 
 /// What an entry is taken to need beside its data and names.
 const ENTRY_OVERHEAD_BYTES: usize = 1024;
+
+/// So much is written before it is sent to the disk.
+const WRITE_BEHIND_BYTES: usize = 32 << 20;
 
 /// Writes archives.
 ///
@@ -165,7 +169,7 @@ impl Packer {
             level: self.level,
         };
         let compressors = Compressors { level: packer.level, idle: Mutex::default() };
-        let mut sink = Sink::new(out, progress);
+        let mut sink = Sink::new(WriteBehind::new(out), progress);
         rayon::in_place_scope(|scope| {
             let mut pipeline = Pipeline {
                 packer: &packer,
@@ -177,6 +181,43 @@ impl Packer {
             pipeline.run(planned)
         })?;
         sink.finish()
+    }
+}
+
+/// A file that goes to the disk while more is written, so that whoever makes it durable in the end does not wait for
+/// all of it.
+struct WriteBehind<'a> {
+    out: &'a File,
+    unsynced_bytes: usize,
+    /// Tells the thread that waits for the disk.
+    written: Option<SyncSender<()>>,
+}
+
+impl<'a> WriteBehind<'a> {
+    fn new(out: &'a File) -> Self {
+        Self { out, unsynced_bytes: 0, written: None }
+    }
+
+    fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.out.write_all_at(bytes, offset)?;
+        self.unsynced_bytes += bytes.len();
+        if self.unsynced_bytes < WRITE_BEHIND_BYTES {
+            return Ok(());
+        }
+        self.unsynced_bytes = 0;
+        let written = match &self.written {
+            Some(written) => written,
+            None => {
+                let out = self.out.try_clone()?;
+                let (sender, receiver) = sync_channel(1);
+                // Whoever relies on the file syncs the whole, and learns then what is wrong.
+                std::thread::spawn(move || receiver.into_iter().for_each(|()| drop(out.sync_data())));
+                self.written.insert(sender)
+            }
+        };
+        // It is at it already, or will be.
+        let _busy = written.try_send(());
+        Ok(())
     }
 }
 
@@ -192,8 +233,8 @@ struct Pipeline<'a, 'scope> {
 /// A piece of the archive, ready to be written.
 #[derive(Default)]
 struct Piece {
-    /// A compressed frame and its uncompressed size; nothing where there are only records.
-    frame: Option<(Vec<u8>, usize)>,
+    /// A compressed frame; nothing where there are only records.
+    frame: Option<Stored>,
     /// Whether data offsets in records, up to the next such piece, count from the start of this frame.
     is_base: bool,
     /// What ends in this piece.
@@ -203,6 +244,13 @@ struct Piece {
     /// Progress: files and bytes.
     files: u64,
     bytes: u64,
+}
+
+/// A compressed frame.
+struct Stored {
+    bytes: Vec<u8>,
+    raw_bytes: usize,
+    hash: Digest,
 }
 
 impl<'scope> Pipeline<'_, 'scope> {
@@ -357,7 +405,8 @@ impl Compressors {
             idle.map_or_else(|| Compressor::new(self.level), Ok).map_err(PackError::Output)?;
         let stored = compressor.compress(raw).map_err(PackError::Output)?;
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
-        piece.frame = Some((stored, raw.len()));
+        let hash = Digest::of(&stored);
+        piece.frame = Some(Stored { bytes: stored, raw_bytes: raw.len(), hash });
         Ok(piece)
     }
 }

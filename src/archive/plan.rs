@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 
+use rayon::prelude::*;
+
 use crate::archive::pack::PackError;
 use crate::archive::source::FileSource;
 use crate::fs::{FileKind, Timestamp};
@@ -136,7 +138,7 @@ pub(super) fn plan(items: Vec<Item>) -> Result<Vec<Planned>, PackError> {
             Ok(Planned { path, meta, what })
         })
         .collect::<Result<_, _>>()?;
-    planned.sort_unstable_by(|a, b| stream_order((&a.path, a.is_dir()), (&b.path, b.is_dir())));
+    planned.par_sort_unstable_by(|a, b| stream_order((&a.path, a.is_dir()), (&b.path, b.is_dir())));
     Ok(planned)
 }
 

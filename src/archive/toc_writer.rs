@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use rayon::prelude::*;
 use thiserror::Error;
+use zstd::bulk::Compressor;
 
 use crate::archive::codec;
 use crate::archive::frames::Frame;
@@ -39,7 +41,7 @@ pub enum ManifestError {
 /// [`ManifestError`]; two records of one path are one.
 pub fn write_manifest(file: &File, records: impl IntoIterator<Item = Record>) -> Result<u64, ManifestError> {
     let mut records: Vec<_> = records.into_iter().collect();
-    records.sort_by(|a, b| a.key().cmp(&b.key()));
+    records.par_sort_by(|a, b| a.key().cmp(&b.key()));
     let mut writer = TocWriter::default();
     for record in records {
         writer
@@ -57,6 +59,8 @@ pub(super) struct TocWriter {
     /// Finished blocks, one after the other.
     out: Vec<u8>,
     block: OpenBlock,
+    /// Made with the first block; making one takes longer than a block does.
+    compressor: Option<Compressor<'static>>,
     /// Index entries of the finished record blocks, encoded.
     index: Vec<u8>,
     record_blocks: u32,
@@ -140,7 +144,12 @@ impl TocWriter {
             raw.extend_from_slice(&(start + u32::try_from(header).map_err(too_large)?).to_le_bytes());
         }
         raw.extend_from_slice(&block.records);
-        let stored = zstd::bulk::compress(&raw, BLOCK_LEVEL).map_err(|_| "a block cannot be compressed")?;
+        let failed = |_| "a block cannot be compressed";
+        let compressor = match &mut self.compressor {
+            Some(compressor) => compressor,
+            none => none.insert(Compressor::new(BLOCK_LEVEL).map_err(failed)?),
+        };
+        let stored = compressor.compress(&raw).map_err(failed)?;
         self.index.extend_from_slice(&(self.out.len() as u64).to_le_bytes());
         for length in [stored.len(), raw.len()] {
             self.index.extend_from_slice(&u32::try_from(length).map_err(too_large)?.to_le_bytes());

@@ -209,10 +209,12 @@ impl Site {
         let stage = |lower: &RelPath| {
             let blob = self.view.next_blob();
             let (dir, name) = self.tree.base().open_parent(lower)?;
-            rustix::fs::linkat(dir, name, self.view.staging(), blob_name(blob), AtFlags::empty())?;
+            rustix::fs::linkat(dir, name, self.view.staging(), blob.as_os_str(), AtFlags::empty())?;
             Ok::<_, Errno>(blob)
         };
-        Journal { steps: plan(&changes, stage).unwrap(), ..Journal::default() }
+        let mut steps = plan(&changes, stage).unwrap();
+        move_whole_dirs(&mut steps, self.view.staging()).unwrap();
+        Journal { steps, ..Journal::default() }
     }
 
     fn apply(&self, moves: usize, journal: &Journal) {
@@ -324,4 +326,47 @@ fn generated_commits_that_stop_anywhere_are_finished_by_doing_them_again() {
         let old: Vec<_> = old_tree().into_iter().chain(old).collect();
         stop_everywhere(&store, &old, &new);
     });
+}
+
+fn moved(journal: &Journal) -> Vec<&str> {
+    let moved = journal.steps.iter().filter(|step| matches!(step, Step::Moved(..)));
+    moved.map(|step| step.path().as_os_str().to_str().unwrap()).collect()
+}
+
+#[test]
+fn directories_that_the_task_made_are_moved_as_a_whole() {
+    let (dir, text) = (TempDir::new().unwrap(), str::to_owned);
+    let store = Arc::new(Store::open(dir.path()).unwrap().0);
+    let site = Site::new(&store, &old_tree());
+    let mut new = vec![Op::MakeDir(text("n")), Op::MakeDir(text("n/deep"))];
+    new.extend(["n/1", "n/2", "n/deep/3", "a/new"].map(|file| Op::Write(text(file), text(file))));
+    // Where its directory ends up does not matter.
+    new.push(Op::Rename(text("n"), text("named")));
+    let journal = site.journal(&new);
+    assert_eq!(moved(&journal), ["named", "named/deep"]);
+    journal.apply(site.tree.base(), site.view.staging()).unwrap();
+    for (path, content) in [("named/1", "n/1"), ("named/deep/3", "n/deep/3"), ("a/new", "a/new")] {
+        assert_eq!(fs::read_to_string(site.dir.path().join("ws").join(path)).unwrap(), content);
+    }
+    stop_everywhere(&store, &old_tree(), &new);
+}
+
+#[test]
+fn a_directory_with_other_names_in_it_is_not_moved() {
+    let (dir, text) = (TempDir::new().unwrap(), str::to_owned);
+    let store = Arc::new(Store::open(dir.path()).unwrap().0);
+    let others = [
+        // Deleted, renamed, and moved away: the staged directory still has the old name.
+        Op::Remove(text("n/1")),
+        Op::Rename(text("n/1"), text("n/other")),
+        Op::Rename(text("n/1"), text("a/1")),
+    ];
+    for other in others {
+        let site = Site::new(&store, &old_tree());
+        let mut new = vec![Op::MakeDir(text("n"))];
+        new.extend(["n/1", "n/2"].map(|file| Op::Write(text(file), text(file))));
+        new.push(other);
+        assert_eq!(moved(&site.journal(&new)), [""; 0], "{new:?}");
+        stop_everywhere(&store, &old_tree(), &new);
+    }
 }

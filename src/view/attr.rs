@@ -3,7 +3,7 @@
 use rustix::fs::AtFlags;
 
 use super::node::{Body, Dir, FileContent, OwnAttr};
-use super::{State, View, blob_name};
+use super::{State, View};
 use crate::base::BaseStat;
 use crate::change::{GROUP_EXECUTE, SET_GROUP_ID, change_attributes, without_set_id};
 use crate::fs::{Attr, AttrChanges, Caller, FileKind, FsError, NodeId, OpenFile, SetTime, Timestamp};
@@ -39,8 +39,8 @@ impl View {
                 let stat = match opened.as_ref().and_then(|file| file.backing()) {
                     Some(file) => rustix::fs::fstat(file)?,
                     None => {
-                        let name = blob_name(blob.number);
-                        rustix::fs::statat(&self.staging, name, AtFlags::SYMLINK_NOFOLLOW)?
+                        let path = state.blob_path(blob.number);
+                        rustix::fs::statat(&self.staging, path.as_os_str(), AtFlags::SYMLINK_NOFOLLOW)?
                     }
                 };
                 let attr = BaseStat::from(stat).attr(id);
@@ -218,7 +218,7 @@ impl View {
         match &node.body {
             Body::File(FileContent::Blob(blob)) => match node.opened.upgrade() {
                 Some(shared) => shared.set_attr(&changes),
-                None => Ok(change_attributes(self.blob_object(blob.number)?, &changes)?),
+                None => Ok(change_attributes(self.blob_object(state, blob.number)?, &changes)?),
             },
             Body::File(FileContent::Lower { .. }) => self.with_own(state, id, |own| {
                 // A change of owner takes the right to run as the owner away.

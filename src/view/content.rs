@@ -9,14 +9,14 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use super::node::{Blob, Body, FileContent, OwnAttr};
-use super::{Split, State, View, blob_name};
+use super::{Split, State, View, numbered, staged_dir_name};
 use crate::archive::RecordKind;
 use crate::base::{BaseStat, timestamps};
 use crate::change::give_with_mode;
 use crate::copy::copy_contents;
 use crate::fs::{Attr, AttrChanges, FsError, NodeId, OpenFile, OpenFlags, SetTime, Timestamp};
 use crate::open_file::{RealFile, SharedFile, open_virtual};
-use crate::path::RelPath;
+use crate::path::{RelPath, RelPathBuf};
 use crate::recording::ContentSeen;
 use crate::tree::Found;
 
@@ -155,10 +155,11 @@ impl View {
         attr: &Attr,
         keep_content: bool,
     ) -> Result<u64, FsError> {
-        let (number, file) = self.new_blob(state, attr.mode)?;
+        let (number, file) = self.new_blob(state, attr.mode, None)?;
+        state.with_xattrs.insert(number);
         let copied = self.fill_blob(state, lower, attr, keep_content.then_some(()), &file);
         if copied.is_err() {
-            self.drop_blob(number);
+            self.drop_blob(state, number);
         }
         copied.map(|()| number)
     }
@@ -202,10 +203,10 @@ impl View {
     /// Opens a blob for reading and writing, whatever its mode says: who may do what with it, the kernel
     /// checks before it asks, and handles of one node are shared.
     fn open_blob(&self, state: &mut State, blob: u64) -> Result<Arc<dyn OpenFile>, FsError> {
-        let name = blob_name(blob);
+        let path = state.blob_path(blob);
         let open = |access: OFlags| {
             let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            rustix::fs::openat(&self.staging, &name, flags, Mode::empty())
+            rustix::fs::openat(&self.staging, path.as_os_str(), flags, Mode::empty())
         };
         let file = match open(OFlags::RDWR) {
             // An ordinary user's own file whose mode forbids it.
@@ -228,38 +229,69 @@ impl View {
         Ok(Arc::new(RealFile::new(File::from(file), Arc::new(()))))
     }
 
-    /// Makes an empty file in the staging directory with the given attributes.
+    /// Makes an empty file in the staging directory with the given attributes, for the name `at` if it has one.
     pub(super) fn make_blob(
         &self,
         state: &mut State,
         own: &OwnAttr,
-        unnamed: bool,
+        at: Option<(NodeId, &OsStr)>,
     ) -> Result<(Body, File), FsError> {
-        let (number, file) = self.new_blob(state, own.mode)?;
+        let (number, file) = self.new_blob(state, own.mode, at)?;
         give_with_mode(&file, own.uid, own.gid, own.mode)?;
-        let blob = Blob { number, renamed: Timestamp::default(), unnamed };
+        let blob = Blob { number, renamed: Timestamp::default(), unnamed: at.is_none() };
         Ok((Body::File(FileContent::Blob(Box::new(blob))), file))
     }
 
     /// Makes an empty file in the staging directory, with a mode as far as our umask leaves it.
-    fn new_blob(&self, state: &mut State, mode: u32) -> Result<(u64, File), FsError> {
+    fn new_blob(
+        &self,
+        state: &mut State,
+        mode: u32,
+        at: Option<(NodeId, &OsStr)>,
+    ) -> Result<(u64, File), FsError> {
         state.blobs += 1;
         let blob = state.blobs;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.staging, blob_name(blob), flags, Mode::from_bits_truncate(mode))?;
+        let create = |path: &RelPath| {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            rustix::fs::openat(&self.staging, path.as_os_str(), flags, Mode::from_bits_truncate(mode))
+        };
+        let placed = at.and_then(|at| self.staged_place(state, at));
+        // The name may have been another file's before, which was renamed since.
+        let (placed, file) = match placed.map(|path| (create(&path), path)) {
+            Some((Ok(file), path)) => (Some(path), file),
+            _ => (None, create(&numbered(blob))?),
+        };
+        state.placed.extend(placed.map(|path| (blob, path)));
         Ok((blob, file.into()))
     }
 
-    pub(super) fn drop_blob(&self, blob: u64) {
+    /// Returns where in the staging directory a new file has its own name: in a directory that takes the place
+    /// of one that the task made, if all goes well, so that a commit moves it as a whole.
+    fn staged_place(&self, state: &mut State, (dir, name): (NodeId, &OsStr)) -> Option<RelPathBuf> {
+        if dir == NodeId::ROOT || state.nodes.dir(dir).ok()?.lower.is_some() {
+            return None;
+        }
+        let staged = staged_dir_name(dir);
+        if state.staged_dirs.insert(dir) {
+            match rustix::fs::mkdirat(&self.staging, &staged, Mode::RWXU) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(_) => return None,
+            }
+        }
+        Some(RelPathBuf::new(staged.into_bytes()).ok()?.join(name))
+    }
+
+    pub(super) fn drop_blob(&self, state: &mut State, blob: u64) {
+        let path = state.blob_path(blob);
+        state.placed.remove(&blob);
+        state.with_xattrs.remove(&blob);
         // It goes with the staging directory at the latest.
-        rustix::fs::unlinkat(&self.staging, blob_name(blob), rustix::fs::AtFlags::empty()).ok();
+        rustix::fs::unlinkat(&self.staging, path.as_os_str(), rustix::fs::AtFlags::empty()).ok();
     }
 
     /// Opens the staged file of a blob without needing rights on it.
-    pub(super) fn blob_object(&self, blob: u64) -> rustix::io::Result<std::os::fd::OwnedFd> {
-        let name = blob_name(blob);
-        let name: &OsStr = &name;
+    pub(super) fn blob_object(&self, state: &State, blob: u64) -> rustix::io::Result<std::os::fd::OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.staging, name, flags, Mode::empty())
+        rustix::fs::openat(&self.staging, state.blob_path(blob).as_os_str(), flags, Mode::empty())
     }
 }

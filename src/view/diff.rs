@@ -76,8 +76,13 @@ pub struct NewFile {
 /// Where the content of a [`NewFile`] is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// In a blob of the staging directory.
-    Blob(u64),
+    /// In a file below the staging directory.
+    Blob {
+        /// Where.
+        path: RelPathBuf,
+        /// Whether it may have extended attributes.
+        xattrs: bool,
+    },
     /// At a path of the merged tree below: the file was moved.
     Lower(RelPathBuf),
 }
@@ -247,6 +252,12 @@ impl View {
         out: &mut Vec<Change>,
     ) -> Result<(), FsError> {
         let node = state.nodes.get(id)?;
+        if let Body::File(FileContent::Blob(blob)) = &node.body {
+            let xattrs = state.with_xattrs.contains(&blob.number);
+            let content = Content::Blob { path: state.blob_path(blob.number), xattrs };
+            out.push(Change { path, object: Some(NewObject::File(NewFile { content, node: id })) });
+            return Ok(());
+        }
         let is_lower = node.body.is_lower();
         // Each name of a file has a place of its own below.
         let lower = match path.name() {
@@ -269,24 +280,18 @@ impl View {
             };
         }
         let own = OwnAttr::of(&self.attr_of(state, id)?);
-        let is_blob = matches!(&state.nodes.get(id)?.body, Body::File(_));
-        if in_place && !is_blob && own.commits_as(&self.lower_attr(state, id, None)?) {
+        if in_place && own.commits_as(&self.lower_attr(state, id, None)?) {
             // Only another name of it was changed.
             return Ok(());
         }
         let meta = Meta::from(own);
         let object = match &state.nodes.get(id)?.body {
-            Body::File(FileContent::Blob(blob)) => {
-                NewObject::File(NewFile { content: Content::Blob(blob.number), node: id })
-            }
             Body::Symlink(symlink) => match &symlink.own {
                 Some((target, _)) => NewObject::Symlink { target: target.clone(), meta },
                 None => return Err(FsError::NotFound),
             },
             Body::Special(special) => NewObject::Special { kind: special.kind, rdev: special.rdev, meta },
-            Body::File(FileContent::Lower { .. }) | Body::Dir(_) | Body::Replaced(_) => {
-                return Err(FsError::NotFound);
-            }
+            Body::File(_) | Body::Dir(_) | Body::Replaced(_) => return Err(FsError::NotFound),
         };
         out.push(Change { path, object: Some(object) });
         Ok(())

@@ -72,7 +72,7 @@ impl View {
         let mut created = None;
         let id = self.add(state, at, |view, state| {
             let own = view.new_attr(state, caller, at.0, mode)?;
-            let (body, file) = view.make_blob(state, &own, false)?;
+            let (body, file) = view.make_blob(state, &own, Some(at))?;
             created = Some(file);
             Ok(body)
         })?;
@@ -216,9 +216,9 @@ impl Filesystem for View {
     }
 
     fn forget(&self, node: NodeId) {
-        let blob = self.lock().nodes.forget(node);
-        if let Some(blob) = blob {
-            self.drop_blob(blob);
+        let state = &mut *self.lock();
+        if let Some(blob) = state.nodes.forget(node) {
+            self.drop_blob(state, blob);
         }
     }
 
@@ -393,7 +393,7 @@ impl Filesystem for View {
         let state = &mut *self.lock();
         state.nodes.dir(parent)?;
         let own = self.new_attr(state, caller, parent, mode)?;
-        let (body, file) = self.make_blob(state, &own, true)?;
+        let (body, file) = self.make_blob(state, &own, None)?;
         let id = state.nodes.insert(body);
         self.created(state, id, file)
     }

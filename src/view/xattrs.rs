@@ -37,7 +37,7 @@ impl View {
         let id = state.nodes.current(id);
         match &state.nodes.get(id)?.body {
             Body::File(FileContent::Blob(blob)) => {
-                Ok(xattr::user_xattrs_at(self.blob_object(blob.number)?)?.into_iter().collect())
+                Ok(xattr::user_xattrs_at(self.blob_object(state, blob.number)?)?.into_iter().collect())
             }
             Body::Dir(dir) if dir.xattrs.is_some() => Ok(dir.xattrs.clone().unwrap_or_default()),
             Body::File(FileContent::Lower { .. }) | Body::Dir(_) => match state.nodes.lower(id) {
@@ -72,7 +72,9 @@ impl View {
                 let Body::File(FileContent::Blob(blob)) = &state.nodes.get(id)?.body else {
                     return Err(FsError::Stale);
                 };
-                let object = self.blob_object(blob.number)?;
+                let number = blob.number;
+                state.with_xattrs.insert(number);
+                let object = self.blob_object(state, number)?;
                 match value {
                     Some(value) => xattr::set(object, name, value, XattrMode::Set)?,
                     None => xattr::remove(object, name)?,

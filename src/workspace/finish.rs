@@ -1,6 +1,6 @@
 //! Ending a run: splitting inputs and outputs, packing and storing the entry, committing the writes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::archive::restore::restore_object;
 use crate::archive::{Record, RecordKind};
 use crate::base::Nearby;
 use crate::claim::{absent_record, encode_before};
-use crate::commit::{Journal, LayerPunch, plan, superseded};
+use crate::commit::{Journal, LayerPunch, move_whole_dirs, plan, superseded};
 use crate::copy::copy_file;
 use crate::fingerprint::{InputStates, PathSet, encode, path_set_digest, strong_key};
 use crate::fs::{FsError, Timestamp};
@@ -27,12 +27,23 @@ use crate::recording::{ContentSeen, Observed};
 use crate::report::{Chunk, FinishReport, NotStored, TERMINAL_BYTES_MAX, WhyReport};
 use crate::state::{Dependency, PathState};
 use crate::tree::{Found, Layer, Perspective};
-use crate::view::{Change, NewObject, View, blob_name};
+use crate::view::{Change, NewObject, View};
 
-/// A change with the task's logical state before it.
+/// What a task changed, sorted by path, with its logical states before.
 pub(super) struct Changed {
-    pub(super) change: Change,
-    pub(super) before: PathState,
+    pub(super) changes: Vec<Change>,
+    pub(super) befores: Vec<PathState>,
+}
+
+impl Changed {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Change, &PathState)> {
+        self.changes.iter().zip(&self.befores)
+    }
+
+    fn before(&self, path: &RelPath) -> Option<&PathState> {
+        let number = self.changes.binary_search_by(|change| (*change.path).cmp(path)).ok()?;
+        self.befores.get(number)
+    }
 }
 
 /// The outputs of a run, ready to be stored.
@@ -106,7 +117,7 @@ impl Workspace {
             Ok(entry) => report.entry = Some(entry),
             Err(reason) => report.not_stored = Some(reason),
         }
-        self.commit(run, &changed, report.entry)?;
+        self.commit(run, changed, report.entry)?;
         drop(committing);
         report.committed = true;
         forgo("note the end of a run", self.note_end(run, report));
@@ -115,7 +126,7 @@ impl Workspace {
     }
 
     /// Returns the run's changes with the states before them.
-    fn changed(&self, run: &Run) -> Result<Vec<Changed>, WorkspaceError> {
+    fn changed(&self, run: &Run) -> Result<Changed, WorkspaceError> {
         let mut changes = run.view.changes()?;
         if run.asked.spec.clean {
             self.add_hidden(run, &mut changes)?;
@@ -245,21 +256,21 @@ impl Workspace {
         Ok(())
     }
 
-    fn with_befores(&self, asked: &Asked, changes: Vec<Change>) -> Result<Vec<Changed>, WorkspaceError> {
+    fn with_befores(&self, asked: &Asked, changes: Vec<Change>) -> Result<Changed, WorkspaceError> {
         let logical = self.logical(asked);
         let near = || Nearby::new(self.tree.base());
-        let changed = changes.into_par_iter().map_init(near, |near, change| {
-            let before = logical.state_near(&change.path, Dependency::READ | Dependency::LINK, near)?;
-            Ok(Changed { change, before })
-        });
-        Ok(changed.collect::<Result<_, FsError>>()?)
+        let before = |near: &mut Nearby<'_>, change: &Change| {
+            logical.state_near(&change.path, Dependency::READ | Dependency::LINK, near)
+        };
+        let befores = changes.par_iter().map_init(near, before).collect::<Result<_, FsError>>()?;
+        Ok(Changed { changes, befores })
     }
 
     /// Splits the outputs off and packs them.
     fn prepare(
         &self,
         run: &Run,
-        changed: &[Changed],
+        changed: &Changed,
         progress: ProgressSink<'_>,
     ) -> Result<Prepared, NotStored> {
         let outputs = outputs::collect(self, &run.view, &run.asked, changed)?;
@@ -336,27 +347,28 @@ impl Workspace {
 
     /// Applies the task's writes to the base, takes them out of layers, and records the claim. A claim
     /// that cannot be recorded is only the cache's loss.
-    fn commit(&self, run: &Run, changed: &[Changed], entry: Option<Uuid>) -> Result<(), WorkspaceError> {
+    fn commit(&self, run: &Run, changed: Changed, entry: Option<Uuid>) -> Result<(), WorkspaceError> {
         let asked = &run.asked;
-        let changes: Vec<_> = changed.iter().map(|changed| changed.change.clone()).collect();
+        let changes = &changed.changes;
         let mut claimed = Some(());
         let before =
             if changes.is_empty() { None } else { self.before(changes.iter().map(|change| &*change.path)) };
         if !changes.is_empty() {
-            let steps = plan(&changes, |lower| self.stage(&run.view, lower))?;
-            let punches = self.punches_for(asked, changed)?;
+            let mut steps = plan(changes, |lower| self.stage(&run.view, lower))?;
+            move_whole_dirs(&mut steps, run.view.staging())?;
+            let punches = self.punches_for(asked, &changed)?;
             let journal = Journal { workspace: *self.id.0.as_bytes(), steps, punches };
             let (area, staging) = (Arc::clone(self.store.work()), Arc::clone(run.view.staging()));
             let commit = Unfinished { area, id: run.id, journal, staging };
             commit.publish()?;
             // Before anything is written: after a crash the files must be known to be the task's own.
-            claimed = forgo("record the claim", self.set_claim_of_run(run, &commit.journal, changed, entry));
+            claimed = forgo("record the claim", self.set_claim_of_run(run, &commit.journal, &changed, entry));
             self.carry_out(commit)?;
         } else if let (Some(claim), Some(_)) = (&asked.claim, entry) {
             let claim = Claim { entry, shift_ns: 0, ..claim.clone() };
             claimed = forgo("record the claim", self.index.set_claim(&claim)).map(drop);
         }
-        self.note_commit(asked, changes.into_iter().map(|change| change.path).collect());
+        self.note_commit(asked, changed.changes.into_iter().map(|change| change.path).collect());
         self.tell_watchers(before);
         match claimed {
             Some(()) => self.note_in_place(asked.owner, entry),
@@ -366,21 +378,21 @@ impl Workspace {
         Ok(())
     }
 
-    /// Makes a blob of content of the lower side that was moved, and returns its number.
-    pub(super) fn stage(&self, view: &View, lower: &RelPath) -> Result<u64, WorkspaceError> {
+    /// Makes a blob of content of the lower side that was moved, and returns its path below the staging directory.
+    pub(super) fn stage(&self, view: &View, lower: &RelPath) -> Result<RelPathBuf, WorkspaceError> {
         let blob = view.next_blob();
-        let name = blob_name(blob);
+        let name = blob.as_os_str();
         match self.tree.find(lower, view.perspective()).map_err(FsError::from)? {
             Some(Found::Base(_)) => {
                 let from = self.tree.base().open_parent(lower).map_err(FsError::from)?;
                 let none = rustix::fs::AtFlags::empty();
-                if rustix::fs::linkat(&from.0, from.1, view.staging(), &name, none).is_err() {
-                    copy_file((&from.0, from.1), (view.staging(), &name)).map_err(at(lower))?;
+                if rustix::fs::linkat(&from.0, from.1, view.staging(), name, none).is_err() {
+                    copy_file((&from.0, from.1), (view.staging(), name)).map_err(at(lower))?;
                 }
             }
             Some(Found::Virtual(layer, record)) => {
                 let mtime = layer.mtime(&record);
-                restore_object(layer.archive(), &record, view.staging().as_fd(), &name, mtime)?;
+                restore_object(layer.archive(), &record, view.staging().as_fd(), name, mtime)?;
             }
             None => return Err(FsError::NotFound.into()),
         }
@@ -388,14 +400,12 @@ impl Workspace {
     }
 
     /// Returns what the commit takes out of layers.
-    fn punches_for(&self, asked: &Asked, changed: &[Changed]) -> Result<Vec<LayerPunch>, WorkspaceError> {
-        let changes: Vec<_> = changed.iter().map(|changed| changed.change.clone()).collect();
-        let befores: HashMap<_, _> =
-            changed.iter().map(|changed| (&changed.change.path, &changed.before)).collect();
-        let superseded = superseded(&self.tree, &changes).map_err(FsError::from)?;
+    fn punches_for(&self, asked: &Asked, changed: &Changed) -> Result<Vec<LayerPunch>, WorkspaceError> {
+        let superseded = superseded(&self.tree, &changed.changes).map_err(FsError::from)?;
         let punch = |(layer, record): (Arc<Layer>, Record)| {
             let own = *layer.owner() == asked.owner;
-            let before = befores.get(&record.path).filter(|_| own).and_then(|before| encode_before(before));
+            let before =
+                changed.before(&record.path).filter(|_| own).and_then(|before| encode_before(before));
             LayerPunch { owner: *layer.owner().0.as_bytes(), path: record.path, before }
         };
         Ok(superseded.into_iter().map(punch).collect())
@@ -406,7 +416,7 @@ impl Workspace {
         &self,
         run: &Run,
         journal: &Journal,
-        changed: &[Changed],
+        changed: &Changed,
         entry: Option<Uuid>,
     ) -> Result<(), WorkspaceError> {
         let asked = &run.asked;
@@ -414,24 +424,24 @@ impl Workspace {
         if let Some(claimed) = &asked.claimed {
             claimed.add_to(&mut records)?;
         }
-        let mut befores = BTreeMap::new();
-        for Changed { change, before } in changed {
+        for (change, before) in changed.iter() {
             let path = &change.path;
-            records.remove(path);
-            if !matches!(change.object, Some(NewObject::Dir(..))) {
-                outputs::remove_below(&mut records, path);
+            if !records.is_empty() {
+                records.remove(path);
+                if !matches!(change.object, Some(NewObject::Dir(..))) {
+                    outputs::remove_below(&mut records, path);
+                }
             }
             if change.object.is_none() && *before != PathState::Absent {
                 records.insert(path.clone(), absent_record(path.clone(), before));
             }
-            befores.insert(path, before);
         }
-        for mut record in journal.records(run.view.staging())? {
-            let before = befores.get(&record.path).copied().unwrap_or(&PathState::Absent);
-            record.before = encode_before(before);
-            records.insert(record.path.clone(), record);
+        let mut made = journal.records(run.view.staging())?;
+        for record in &mut made {
+            record.before = changed.before(&record.path).and_then(encode_before);
+            records.remove(&record.path);
         }
-        let records = records.into_values().collect();
+        let records = records.into_values().chain(made).collect();
         self.publish_claim((asked.owner, &asked.spec.name), entry, 0, records)
     }
 

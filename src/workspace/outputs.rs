@@ -24,7 +24,7 @@ use crate::report::{NotStored, Progress, Stage};
 use crate::state::PathState;
 use crate::store::{StoreError, TempFile};
 use crate::tree::{Found, Layer, Perspective};
-use crate::view::{self, Content, NewObject, View, blob_name};
+use crate::view::{self, Content, NewObject, View};
 
 /// One output.
 pub(super) struct Output {
@@ -75,14 +75,14 @@ pub(super) fn collect(
     workspace: &Workspace,
     view: &View,
     asked: &Asked,
-    changed: &[Changed],
+    changed: &Changed,
 ) -> Result<Vec<Output>, NotStored> {
     let mut written: BTreeMap<RelPathBuf, What> = BTreeMap::new();
     // A view that hides the earlier outputs from the task does not carry them over either.
     if view.perspective().without.is_none() {
         earlier(workspace, asked, &mut written)?;
     }
-    for Changed { change, before } in changed {
+    for (change, before) in changed.iter() {
         written.remove(&change.path);
         if !matches!(change.object, Some(NewObject::Dir(..))) {
             remove_below(&mut written, &change.path);
@@ -226,7 +226,7 @@ impl Workspace {
                 let id = FileId::Node(file.node);
                 match (&file.content, staged) {
                     (_, Some(staged)) => staged.item(view, names.first(id, path)),
-                    (Content::Blob(_), None) => return Err(NotStored::InputChanged(path.clone())),
+                    (Content::Blob { .. }, None) => return Err(NotStored::InputChanged(path.clone())),
                     (Content::Lower(lower), None) => {
                         let found = self.tree.find(lower, view.perspective()).map_err(storage)?;
                         self.found_item(lower, found, names.first(id, path))?
@@ -329,14 +329,15 @@ struct Staged {
 /// Examines the blob of an output that is one.
 fn staged(output: &Output, view: &View) -> Result<Option<Staged>, NotStored> {
     let What::Changed(NewObject::File(file)) = &output.what else { return Ok(None) };
-    let Content::Blob(blob) = file.content else { return Ok(None) };
-    let name = blob_name(blob);
-    let stat = rustix::fs::statat(view.staging(), &name, AtFlags::SYMLINK_NOFOLLOW).map_err(storage)?;
+    let Content::Blob { path, xattrs } = &file.content else { return Ok(None) };
+    let stat = rustix::fs::statat(view.staging(), path.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
+    let stat = stat.map_err(storage)?;
     let stat = BaseStat::from(stat);
     let mut meta = stat_meta(&stat);
-    meta.xattrs = view.blob_xattrs(blob).map_err(storage)?;
-    let name = RelPathBuf::new(name.into_encoded_bytes()).map_err(storage)?;
-    Ok(Some(Staged { name, meta, size_bytes: stat.identity.size_bytes }))
+    if *xattrs {
+        meta.xattrs = view.blob_xattrs(path).map_err(storage)?;
+    }
+    Ok(Some(Staged { name: path.clone(), meta, size_bytes: stat.identity.size_bytes }))
 }
 
 impl Staged {

@@ -13,12 +13,12 @@ mod world;
 
 use proptest::prelude::*;
 use vout::archive::restore::restore_object;
-use vout::commit::{Journal, plan as plan_commit, superseded};
+use vout::commit::{Journal, move_whole_dirs, plan as plan_commit, superseded};
 use vout::copy::copy_file;
 use vout::fs::FsError;
-use vout::path::RelPath;
+use vout::path::{RelPath, RelPathBuf};
 use vout::tree::Found;
-use vout::view::{Change, View, blob_name};
+use vout::view::{Change, View};
 
 use crate::kernel::{Habits, Kernel};
 use crate::native::Native;
@@ -88,7 +88,8 @@ fn view_and_commit(plan: &Plan, ops: &[Op], habits: Habits, cut: usize) {
     assert_eq!(world.base().snapshot().difference(&before), None, "a view wrote to the base");
 
     let changes = view.changes().unwrap();
-    let steps = plan_commit(&changes, |lower| stage(&view, lower)).unwrap();
+    let mut steps = plan_commit(&changes, |lower| stage(&view, lower)).unwrap();
+    move_whole_dirs(&mut steps, view.staging()).unwrap();
     let whole = Journal { workspace: [0; 32], steps, punches: Vec::new() };
     let cut = Journal { steps: whole.steps[..cut.min(whole.steps.len())].to_vec(), ..whole.clone() };
     cut.apply(world.tree.base(), &world.staging).unwrap();
@@ -115,25 +116,26 @@ fn view_and_commit(plan: &Plan, ops: &[Op], habits: Habits, cut: usize) {
 /// Commits what a view holds.
 fn commit(world: &World, view: &View) {
     let changes = view.changes().unwrap();
-    let steps = plan_commit(&changes, |lower| stage(view, lower)).unwrap();
+    let mut steps = plan_commit(&changes, |lower| stage(view, lower)).unwrap();
+    move_whole_dirs(&mut steps, view.staging()).unwrap();
     let journal = Journal { workspace: [0; 32], steps, punches: Vec::new() };
     journal.apply(world.tree.base(), &world.staging).unwrap();
 }
 
 /// Makes a blob of lower content that was moved, as the engine does.
-fn stage(view: &View, lower: &RelPath) -> Result<u64, FsError> {
+fn stage(view: &View, lower: &RelPath) -> Result<RelPathBuf, FsError> {
     let blob = view.next_blob();
-    let name = blob_name(blob);
+    let name = blob.as_os_str();
     match view.tree().find(lower, view.perspective())?.unwrap() {
         Found::Base(_) => {
             let (dir, from) = view.tree().base().open_parent(lower)?;
-            let linked = rustix::fs::linkat(&dir, from, view.staging(), &name, rustix::fs::AtFlags::empty());
-            linked.or_else(|_| copy_file((&dir, from), (view.staging(), &name)))?;
+            let linked = rustix::fs::linkat(&dir, from, view.staging(), name, rustix::fs::AtFlags::empty());
+            linked.or_else(|_| copy_file((&dir, from), (view.staging(), name)))?;
         }
         Found::Virtual(layer, record) => {
             let mtime = layer.mtime(&record);
             let staging = std::os::fd::AsFd::as_fd(&**view.staging());
-            restore_object(layer.archive(), &record, staging, &name, mtime).unwrap();
+            restore_object(layer.archive(), &record, staging, name, mtime).unwrap();
         }
     }
     Ok(blob)

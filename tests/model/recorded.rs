@@ -13,7 +13,7 @@ use vout::logical::Logical;
 use vout::path::{RelPath, RelPathBuf};
 use vout::state::{Dependency, PathState};
 use vout::tree::Found;
-use vout::view::{Change, Content, NewObject, View, blob_name};
+use vout::view::{Change, Content, NewObject, View};
 
 use crate::kernel::{Habits, Kernel};
 use crate::ops::{self, Answer, Data, Mtime, Op};
@@ -107,7 +107,7 @@ fn written(world: &World, view: &View) -> Written {
 
 fn content(world: &World, view: &View, content: &Content) -> Vec<u8> {
     match content {
-        Content::Blob(blob) => fs::read(world.staging_path.join(blob_name(*blob))).unwrap(),
+        Content::Blob { path, .. } => fs::read(world.staging_path.join(path.as_os_str())).unwrap(),
         Content::Lower(lower) => match view.tree().find(lower, view.perspective()).unwrap().unwrap() {
             Found::Base(_) => fs::read(world.base_path.join(lower.as_path())).unwrap(),
             Found::Virtual(layer, record) => {

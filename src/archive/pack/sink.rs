@@ -1,22 +1,21 @@
 //! Frames and records on their way into the file.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+
+use rayon::prelude::*;
 
 use crate::archive::frames::Frame;
 use crate::archive::layout::{FRAME_BYTES_MAX, SKIPPABLE_HEADER_BYTES, TOC_FRAME_MAGIC};
-use crate::archive::pack::{PackError, PackProgress, Packed, Piece};
+use crate::archive::pack::{PackError, PackProgress, Packed, Piece, Stored, WriteBehind};
 use crate::archive::reader::{encode_seek_table, skippable_header};
 use crate::archive::record::{Record, RecordKind};
 use crate::archive::toc_writer::TocWriter;
-use crate::digest::Digest;
 use crate::path::RelPathBuf;
 
 /// Writes pieces in order and gives their records the final offsets.
 pub(super) struct Sink<'a> {
-    out: &'a File,
+    out: WriteBehind<'a>,
     progress: PackProgress<'a>,
     toc: TocWriter,
     /// In the order of the stream, which is not that of the table of contents.
@@ -32,7 +31,7 @@ pub(super) struct Sink<'a> {
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(out: &'a File, progress: PackProgress<'a>) -> Self {
+    pub(super) fn new(out: WriteBehind<'a>, progress: PackProgress<'a>) -> Self {
         Self {
             out,
             progress,
@@ -51,7 +50,7 @@ impl<'a> Sink<'a> {
         if piece.is_base {
             self.base = self.stream_offset;
         }
-        if let Some((stored, raw_bytes)) = piece.frame {
+        if let Some(Stored { bytes: stored, raw_bytes, hash }) = piece.frame {
             let size = |bytes: usize| {
                 let fits = u32::try_from(bytes).ok().filter(|_| bytes <= FRAME_BYTES_MAX);
                 fits.ok_or_else(|| PackError::Output(io::Error::other("a frame is too large")))
@@ -63,7 +62,7 @@ impl<'a> Sink<'a> {
                 file_offset: self.file_offset,
                 raw_bytes,
                 stored_bytes,
-                hash: Digest::of(&stored),
+                hash,
             });
             self.frames.push((stored_bytes, raw_bytes));
             self.file_offset += u64::from(stored_bytes);
@@ -103,7 +102,7 @@ impl<'a> Sink<'a> {
     }
 
     pub(super) fn finish(mut self) -> Result<Packed, PackError> {
-        self.records.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
+        self.records.par_sort_unstable_by(|a, b| a.key().cmp(&b.key()));
         for record in &self.records {
             self.toc
                 .push(record)
