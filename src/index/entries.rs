@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::columns::{Column, Nanos, get, get_optional};
 use super::evict::{self, Candidate};
-use super::{Index, IndexError, TaskId};
+use super::{Index, IndexError, TaskId, WorkspaceId};
 use crate::digest::Digest;
 use crate::fs::Timestamp;
 use crate::limits::Limits;
@@ -230,11 +230,22 @@ impl Index {
     /// # Errors
     /// [`IndexError`].
     pub fn touch(&self, id: Uuid, now: i64) -> Result<bool, IndexError> {
+        self.write(|db| touch(db, id, now))
+    }
+
+    /// As [`touch`](Self::touch) and [`set_lookup`](Self::set_lookup), in one transaction.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn note_hit(
+        &self,
+        (id, now): (Uuid, i64),
+        (workspace, task_name): (WorkspaceId, &str),
+        lookup: &[u8],
+    ) -> Result<(), IndexError> {
         self.write(|db| {
-            let order = next_use_order(db)?;
-            let mut statement =
-                db.prepare_cached("UPDATE entries SET used = ?2, use_order = ?3 WHERE id = ?1")?;
-            Ok(statement.execute(params![Column(id), now, order])? > 0)
+            touch(db, id, now)?;
+            super::lookups::set(db, (workspace, task_name), lookup, super::lookups::LOOKUPS_MAX)
         })
     }
 
@@ -458,4 +469,10 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<Entry> {
         created: row.get(14)?,
         used: row.get(15)?,
     })
+}
+
+fn touch(db: &Transaction<'_>, id: Uuid, now: i64) -> rusqlite::Result<bool> {
+    let order = next_use_order(db)?;
+    let mut statement = db.prepare_cached("UPDATE entries SET used = ?2, use_order = ?3 WHERE id = ?1")?;
+    Ok(statement.execute(params![Column(id), now, order])? > 0)
 }

@@ -1,11 +1,11 @@
 //! The last lookup of each task.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{Index, IndexError, WorkspaceId};
 
 /// Lookups kept over all workspaces; ad hoc commands would pile up without end.
-const LOOKUPS_MAX: i64 = 10_000;
+pub(super) const LOOKUPS_MAX: i64 = 10_000;
 
 impl Index {
     /// Remembers the last lookup of a task; forgets all but the last ten thousand set.
@@ -27,15 +27,7 @@ impl Index {
         content: &[u8],
         lookups_max: i64,
     ) -> Result<(), IndexError> {
-        self.write(|db| {
-            db.prepare_cached(
-                "INSERT OR REPLACE INTO lookups (workspace, task_name, content) VALUES (?1, ?2, ?3)",
-            )?
-            .execute(params![workspace, task_name, content])?;
-            db.prepare_cached("DELETE FROM lookups WHERE rowid <= (SELECT max(rowid) FROM lookups) - ?1")?
-                .execute([lookups_max])?;
-            Ok(())
-        })
+        self.write(|db| set(db, (workspace, task_name), content, lookups_max))
     }
 
     /// Returns the last lookup of a task.
@@ -49,4 +41,17 @@ impl Index {
                 .optional()
         })
     }
+}
+
+pub(super) fn set(
+    db: &Transaction<'_>,
+    (workspace, task_name): (WorkspaceId, &str),
+    content: &[u8],
+    lookups_max: i64,
+) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT OR REPLACE INTO lookups (workspace, task_name, content) VALUES (?1, ?2, ?3)")?
+        .execute(params![workspace, task_name, content])?;
+    db.prepare_cached("DELETE FROM lookups WHERE rowid <= (SELECT max(rowid) FROM lookups) - ?1")?
+        .execute([lookups_max])?;
+    Ok(())
 }

@@ -404,8 +404,7 @@ impl Workspace {
         let superseded = superseded(&self.tree, &changed.changes).map_err(FsError::from)?;
         let punch = |(layer, record): (Arc<Layer>, Record)| {
             let own = *layer.owner() == asked.owner;
-            let before =
-                changed.before(&record.path).filter(|_| own).and_then(|before| encode_before(before));
+            let before = changed.before(&record.path).filter(|_| own).and_then(encode_before);
             LayerPunch { owner: *layer.owner().0.as_bytes(), path: record.path, before }
         };
         Ok(superseded.into_iter().map(punch).collect())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::lookup::{Asked, Match};
 use super::restore::Target;
-use super::{ProgressSink, Workspace, WorkspaceError, chain, forgo, lock, now_secs};
+use super::{ProgressSink, Workspace, WorkspaceError, chain, lock};
 use crate::archive::{Archive, ArchiveError, RecordKind};
 use crate::fs::{FsError, Timestamp};
 use crate::index::{Entry, IndexError, NewLayer};
@@ -60,7 +60,7 @@ impl Workspace {
             Err(error) => return Err(error),
         };
         self.note_in_place(asked.owner, Some(entry.id));
-        forgo("note the use of an entry", self.index.touch(entry.id, now_secs()));
+        self.note_hit(asked, found);
         let report = HitReport {
             entry: entry.id,
             archive: entry.archive.map(|id| self.store.archive_path(id)),

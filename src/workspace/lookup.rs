@@ -17,7 +17,7 @@ use crate::fs::FsError;
 use crate::index::{Claim, Entry, TaskId};
 use crate::logical::Logical;
 use crate::path::{RelPath, RelPathBuf};
-use crate::report::{Difference, MissReason};
+use crate::report::{Difference, MissReason, WhyReport};
 use crate::state::{Dependency, FileKind, PathState};
 use crate::task::TaskSpec;
 use crate::tree::Stale;
@@ -248,15 +248,7 @@ impl Workspace {
 
     /// Notes a lookup for `vout why`.
     pub(super) fn note_lookup(&self, asked: &Asked, lookup: &Lookup) {
-        let mut report = crate::report::WhyReport {
-            task: asked.spec.name.clone(),
-            when: now_secs(),
-            hit: None,
-            miss: None,
-            closest: None,
-            inputs: lookup.inputs(),
-            not_stored: None,
-        };
+        let mut report = why(asked, lookup.inputs());
         match lookup {
             Lookup::Hit(found) => report.hit = Some(found.entry.id),
             Lookup::Miss { reason, closest, .. } => {
@@ -265,6 +257,18 @@ impl Workspace {
         }
         forgo("note a lookup", self.index.set_lookup(self.id, &report.task, &encode(&report)));
     }
+
+    /// Notes a hit for `vout why`, and that its entry was used.
+    pub(super) fn note_hit(&self, asked: &Asked, found: &Match) {
+        let report = WhyReport { hit: Some(found.entry.id), ..why(asked, found.inputs) };
+        let used = (found.entry.id, now_secs());
+        forgo("note a hit", self.index.note_hit(used, (self.id, &report.task), &encode(&report)));
+    }
+}
+
+fn why(asked: &Asked, inputs: u64) -> WhyReport {
+    let task = asked.spec.name.clone();
+    WhyReport { task, when: now_secs(), hit: None, miss: None, closest: None, inputs, not_stored: None }
 }
 
 /// What the index keeps of an entry's inputs.

@@ -147,15 +147,17 @@ impl Workspace {
                 continue;
             }
             tracing::debug!(task = asked.spec.name, inputs = lookup.inputs(), "looked up");
-            self.note_lookup(asked, &lookup);
-            let answer = match lookup {
-                Lookup::Miss { reason, .. } => Err(reason),
-                Lookup::Hit(found) => match self.apply_hit(asked, &found, progress) {
+            let answer = match &lookup {
+                Lookup::Miss { reason, .. } => Err(reason.clone()),
+                Lookup::Hit(found) => match self.apply_hit(asked, found, progress) {
                     // The index is written before anything else is changed.
                     Err(error) if error.is_of_cache() => Err(MissReason::Storage(chain(&error))),
                     other => other?,
                 },
             };
+            if answer.is_err() {
+                self.note_lookup(asked, &lookup);
+            }
             drop(committing);
             return Ok(answer);
         }
