@@ -65,8 +65,12 @@ bed_make() {
     cp "$built/vout" "$built/vout-mountd" "$disk_point/bin"
     gcc -O1 -o "$disk_point/bin/confined" scripts/suites/programs/confined.c
     disk_vout=$disk_point/bin/vout
-    mkdir -m 700 "$disk_point/run" "$disk_point/run-$bed_user"
-    chown "$bed_user:$bed_group" "$disk_point/run-$bed_user"
+    # As short as /run/user/1000 is, because views that are elsewhere lie in it, and the paths of sockets are limited.
+    bed_runtime=$(mktemp -d -p /run vout-XXXX)
+    trap bed_remove EXIT
+    chmod 755 "$bed_runtime"
+    mkdir -m 700 "$bed_runtime/root" "$bed_runtime/$bed_user" "$disk_point/home" "$disk_point/home-$bed_user"
+    chown "$bed_user:$bed_group" "$bed_runtime/$bed_user" "$disk_point/home-$bed_user"
     bed_open_fuse
     bed_enable_ring
     bed_started=$SECONDS
@@ -88,15 +92,16 @@ bed_workspace() {
 
 # Runs a command as whom the configuration says, with the surroundings that vout needs.
 bed_as() {
-    local configuration=$1 runtime=$disk_point/run as=()
+    local configuration=$1 runtime=$bed_runtime/root home=$disk_point/home as=()
     shift
     if bed_has "$configuration" user; then
-        runtime=$disk_point/run-$bed_user
+        runtime=$bed_runtime/$bed_user
+        home=$disk_point/home-$bed_user
         as=(setpriv --reuid="$bed_user" --regid="$bed_group" --clear-groups)
     fi
     if bed_has "$configuration" elsewhere; then as=("$disk_point/bin/confined" "${as[@]}"); fi
     # The kernel lets nobody else, not even root, at an ordinary user's mount: only they can go there.
-    "${as[@]}" env --chdir="$bed_workspace" XDG_RUNTIME_DIR="$runtime" HOME="$runtime" PATH="$disk_point/bin:$PATH" "$@"
+    "${as[@]}" env --chdir="$bed_workspace" XDG_RUNTIME_DIR="$runtime" HOME="$home" PATH="$disk_point/bin:$PATH" "$@"
 }
 
 # The options of `vout run` and `vout mount` for a configuration.
@@ -125,11 +130,14 @@ bed_unmount() {
     }
 }
 
-# Lets ordinary users at /dev/fuse, as udev does on most machines, until the suite ends.
+# Lets ordinary users at /dev/fuse, as udev does on most machines. It stays so: other suites may run at once.
 bed_open_fuse() {
-    bed_fuse_mode=$(stat -c %a /dev/fuse)
     chmod 666 /dev/fuse
-    trap 'chmod "$bed_fuse_mode" /dev/fuse; disk_remove' EXIT
+}
+
+bed_remove() {
+    disk_remove
+    rm -rf "$bed_runtime"
 }
 
 # Switches FUSE over io_uring on, where the kernel has it. It stays on: other suites may run at once.

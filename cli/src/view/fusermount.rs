@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use vout::proto::ViewId;
 
 use super::message::ViewPlace;
 use crate::error::{Attempted, CommandError};
@@ -32,13 +33,19 @@ pub(crate) fn helper() -> Option<&'static str> {
     HELPERS.into_iter().find(|helper| Path::new(helper).exists())
 }
 
+/// Returns the name of a view's directory: short, because the paths of sockets in it have 107 bytes at most. Should it be
+/// taken, the view is refused.
+fn directory_name(view: ViewId) -> String {
+    format!("v{:08x}", view.0.as_u128() & u128::from(u32::MAX))
+}
+
 impl PrivateMount {
     /// Mounts a view beside the daemon's socket, and returns the descriptor that it is served on.
     pub(crate) fn new(view: &ViewPlace) -> Result<(Self, File), CommandError> {
         let helper = helper().ok_or_else(|| {
             CommandError::internal("there is no fusermount3").hint("`apt-get install fuse3` brings it")
         })?;
-        let at = view.socket.with_file_name(format!("view-{}", view.id.0));
+        let at = view.socket.with_file_name(directory_name(view.id));
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&at)
