@@ -437,6 +437,11 @@ pub trait Filesystem: Send + Sync {
     /// Any [`FsError`].
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError>;
 
+    /// Returns the directory that a directory is in, which its listing shows as `..`; itself where that is not known.
+    fn parent(&self, dir: NodeId) -> NodeId {
+        dir
+    }
+
     /// Returns sizes of the file system.
     ///
     /// # Errors

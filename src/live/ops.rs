@@ -366,6 +366,11 @@ impl Filesystem for Live {
         self.change_xattr(node, name, |object| xattr::remove(object, name))
     }
 
+    fn parent(&self, dir: NodeId) -> NodeId {
+        let nodes = self.lock();
+        nodes.get(dir).ok().and_then(|node| Some(node.names().next()?.0)).unwrap_or(dir)
+    }
+
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {
         let nodes = &*self.lock();
         let path = nodes.path(node)?;

@@ -424,6 +424,12 @@ impl Filesystem for View {
         removed
     }
 
+    fn parent(&self, dir: NodeId) -> NodeId {
+        let state = self.lock();
+        let names = state.nodes.get(dir).map(|node| &node.names);
+        names.ok().and_then(|names| Some(names.iter().next()?.0)).unwrap_or(dir)
+    }
+
     fn read_dir(&self, node: NodeId) -> Result<Vec<DirEntry>, FsError> {
         self.names(&mut self.lock(), node)
     }

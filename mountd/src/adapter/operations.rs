@@ -242,11 +242,13 @@ impl Adapter {
     }
 
     fn read_dir(&self, request: &Request<'_>, read: &Read, reply: Reply<'_>) {
-        let names = match self.names(self.core(request), read.handle, read.offset) {
+        let core = self.core(request);
+        let names = match self.names(core, read.handle, read.offset) {
             Ok(names) => names,
             Err(error) => return reply.error(number_of(&error)),
         };
-        let dots = [".", ".."].map(|name| (request.node(), FileKind::Dir, OsStr::new(name)));
+        let (dir, above) = (request.node(), core.parent(NodeId(request.node())));
+        let dots = [(dir, "."), (above.0, "..")].map(|(ino, name)| (ino, FileKind::Dir, OsStr::new(name)));
         let names = names.iter().map(|entry| (entry.ino, entry.kind, entry.name.as_os_str()));
         // A position names the entry before it; positions index the snapshot.
         let skipped = usize::try_from(read.offset).unwrap_or(usize::MAX);

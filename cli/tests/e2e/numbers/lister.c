@@ -20,16 +20,16 @@ static void walk(const char *path) {
         struct dirent *entry = entries[at];
         char child[4096];
         struct stat stat;
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
         snprintf(child, sizeof child, "%s/%s", path, entry->d_name);
         if (lstat(child, &stat) != 0) {
             perror(child);
             exit(1);
         }
-        names++;
         if (stat.st_ino != entry->d_ino)
             printf("%s: listed as %lx, is %lx\n", child, (long)entry->d_ino, (long)stat.st_ino);
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+            continue;
+        names++;
         if (S_ISDIR(stat.st_mode))
             walk(child);
     }
