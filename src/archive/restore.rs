@@ -138,6 +138,25 @@ pub fn restore_file(
     temporary.publish(name).map_err(failed)
 }
 
+/// Writes one file into the directory `parent`, which nobody else knows, as `name`, which nothing has.
+///
+/// # Errors
+/// [`RestoreError`]; then the file may be there.
+pub fn restore_new_file(
+    archive: &Archive,
+    record: &Record,
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    mtime: Timestamp,
+) -> Result<(), RestoreError> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|error| at_path(&record.path, error))?;
+    let file = File::from(file);
+    archive.copy_to(record, &file)?;
+    set_attributes(file.as_fd(), record, mtime).map_err(|error| at(record, error))
+}
+
 /// What is to be done, in order.
 #[derive(Default)]
 struct Plan {

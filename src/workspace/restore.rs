@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::{ProgressSink, Workspace, WorkspaceError, forgo};
-use crate::archive::restore::{restore_object, set_dir_attributes};
+use crate::archive::restore::{restore_new_file, restore_object, set_dir_attributes};
 use crate::archive::{Archive, Record, RecordKind, write_manifest};
 use crate::claim::{Claimed, claim_record, still_describes};
 use crate::filter::Filter;
@@ -21,6 +21,9 @@ use crate::logical::Logical;
 use crate::path::{RelPath, RelPathBuf};
 use crate::report::{Progress, Stage};
 use crate::state::{Dependency, FileKind, PathState};
+
+/// Files of one directory that one thread restores in one go.
+const FILES_AT_ONCE: usize = 64;
 
 /// What to write out.
 pub(super) struct Target<'a> {
@@ -37,6 +40,46 @@ pub(super) struct Target<'a> {
     pub(super) stage: Stage,
 }
 
+/// Directories that are not there yet, none in another, and the names under which they are put together: first
+/// filled, then renamed, so that not each file has to be.
+#[derive(Debug, Default)]
+struct FreshDirs(Vec<(RelPathBuf, RelPathBuf)>);
+
+impl FreshDirs {
+    fn of(planned: &[Planned]) -> Self {
+        let is_dir = |kind: &RecordKind| matches!(kind, RecordKind::Dir | RecordKind::ImpliedDir);
+        let missing = planned.iter().filter(|planned| planned.missing && is_dir(&planned.record.kind));
+        let mut missing: Vec<_> = missing.map(|planned| &planned.record.path).collect();
+        missing.sort_unstable_by(|a, b| a.components().cmp(b.components()));
+        let mut fresh = Self::default();
+        for path in missing {
+            // In the order of components, what is in a directory follows it.
+            if fresh.0.last().is_none_or(|(root, _)| !path.starts_with(root)) {
+                let name = format!(".vout-{}.tmp", Uuid::new_v4().simple());
+                let parent = path.parent().unwrap_or(RelPath::ROOT);
+                fresh.0.push((path.clone(), parent.join(name.as_ref())));
+            }
+        }
+        fresh
+    }
+
+    fn root_of(&self, path: &RelPath) -> Option<&(RelPathBuf, RelPathBuf)> {
+        let behind = self.0.partition_point(|(root, _)| root.components().le(path.components()));
+        self.0[..behind].last().filter(|(root, _)| path.starts_with(root))
+    }
+
+    /// Returns where to put what belongs at `path`.
+    fn place(&self, path: &RelPath) -> RelPathBuf {
+        match self.root_of(path) {
+            Some((root, temp)) => {
+                let below = path.components().skip(root.components().count());
+                below.fold(temp.clone(), |place, name| place.join(name))
+            }
+            None => path.to_owned(),
+        }
+    }
+}
+
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Restored {
@@ -51,6 +94,8 @@ struct Planned {
     record: Record,
     mtime: Timestamp,
     in_place: bool,
+    /// Whether nothing at all was there.
+    missing: bool,
 }
 
 impl Planned {
@@ -115,7 +160,7 @@ impl Workspace {
                     (_, Some(stat)) => still_describes(&record, mtime, stat),
                     (_, None) => false,
                 };
-                Ok(Planned { record, mtime, in_place })
+                Ok(Planned { record, mtime, in_place, missing: stat.is_none() })
             })
             .collect()
     }
@@ -236,46 +281,107 @@ impl Workspace {
         if planned.iter().all(|planned| planned.in_place) {
             return Ok(Restored { changed: true, ..Restored::default() });
         }
+        let fresh = FreshDirs::of(planned);
+        let result = self.write_into(target, planned, &fresh, progress);
+        for (_, temp) in &fresh.0 {
+            // It is gone unless something went wrong.
+            forgo("remove what was half restored", self.tree.base().remove_all(temp).map_err(at(temp)));
+        }
+        match result {
+            // Somebody else made a directory of that name meanwhile: what is in it stays.
+            Err(WorkspaceError::Base { source, .. })
+                if !fresh.0.is_empty() && source.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                self.write_into(target, planned, &FreshDirs::default(), progress)
+            }
+            other => other,
+        }
+    }
+
+    fn write_into(
+        &self,
+        target: &Target<'_>,
+        planned: &[Planned],
+        fresh: &FreshDirs,
+        progress: ProgressSink<'_>,
+    ) -> Result<Restored, WorkspaceError> {
         let todo: Vec<_> = planned.iter().filter(|planned| planned.needs_work()).collect();
         let is_dir =
             |planned: &&&Planned| matches!(planned.record.kind, RecordKind::Dir | RecordKind::ImpliedDir);
         let (mut dirs, others): (Vec<_>, Vec<_>) = todo.into_iter().partition(|planned| is_dir(&planned));
         dirs.sort_unstable_by(|a, b| a.record.path.cmp(&b.record.path));
         for planned in &dirs {
-            self.restore_dir(planned)?;
+            self.restore_dir(&planned.record, &fresh.place(&planned.record.path))?;
         }
         let is_link =
             |planned: &&Planned| matches!(planned.record.kind, RecordKind::File { link_to: Some(_), .. });
         let (links, others): (Vec<_>, Vec<_>) = others.into_iter().partition(is_link);
         let meter = Meter::new(target.stage, others.iter().map(|planned| &planned.record), progress);
-        others.par_iter().try_for_each(|planned| {
-            self.restore_one(target.archive, planned)?;
-            meter.advance(&planned.record);
-            Ok::<_, WorkspaceError>(())
-        })?;
+        let same_dir = |a: &&Planned, b: &&Planned| a.record.path.parent() == b.record.path.parent();
+        others
+            .par_chunk_by(same_dir)
+            .flat_map(|some| some.par_chunks(FILES_AT_ONCE))
+            .try_for_each(|some| self.restore_some(target.archive, some, fresh, &meter))?;
         for planned in &links {
-            self.restore_link(target.archive, planned)?;
+            self.restore_link(target.archive, planned, fresh)?;
         }
         // Deepest first: making something in a directory changes its time, and may need permissions that it
         // does not keep.
         let mut times: Vec<_> =
             planned.iter().filter(|planned| matches!(planned.record.kind, RecordKind::Dir)).collect();
         times.sort_unstable_by(|a, b| b.record.path.cmp(&a.record.path));
-        for planned in times {
-            self.settle_dir(planned)?;
+        let (new, old): (Vec<_>, Vec<_>) =
+            times.into_iter().partition(|planned| fresh.root_of(&planned.record.path).is_some());
+        for planned in new {
+            self.settle_dir(planned, &fresh.place(&planned.record.path))?;
+        }
+        for (path, temp) in &fresh.0 {
+            self.tree.base().rename(temp, path, RenameFlags::NOREPLACE).map_err(at(path))?;
+        }
+        for planned in old {
+            self.settle_dir(planned, &planned.record.path)?;
         }
         let (files, bytes) = meter.done();
         Ok(Restored { files, bytes, changed: true })
     }
 
-    /// Makes a directory that can be filled.
-    fn restore_dir(&self, planned: &Planned) -> Result<(), WorkspaceError> {
-        let record = &planned.record;
-        let base = self.tree.base();
-        if base.stat(&record.path).map_err(at(&record.path))?.is_some_and(|stat| stat.kind != FileKind::Dir) {
-            base.remove_all(&record.path).map_err(at(&record.path))?;
+    /// Restores files and symbolic links of one directory.
+    fn restore_some(
+        &self,
+        archive: &Archive,
+        some: &[&Planned],
+        fresh: &FreshDirs,
+        meter: &Meter<'_>,
+    ) -> Result<(), WorkspaceError> {
+        let Some(first) = some.first().map(|planned| &planned.record.path) else { return Ok(()) };
+        if fresh.root_of(first).is_none() {
+            for planned in some {
+                self.restore_one(archive, planned)?;
+                meter.advance(&planned.record);
+            }
+            return Ok(());
         }
-        let (parent, name) = base.open_parent(&record.path).map_err(at(&record.path))?;
+        // Nobody sees it before the directory has its name.
+        let place = fresh.place(first);
+        let (dir, _) = self.tree.base().open_parent(&place).map_err(at(first))?;
+        for Planned { record, mtime, .. } in some {
+            let name = record.path.name().unwrap_or_default();
+            match record.kind {
+                RecordKind::File { .. } => restore_new_file(archive, record, dir.as_fd(), name, *mtime)?,
+                _ => restore_object(archive, record, dir.as_fd(), name, *mtime)?,
+            }
+            meter.advance(record);
+        }
+        Ok(())
+    }
+
+    /// Makes a directory that can be filled.
+    fn restore_dir(&self, record: &Record, path: &RelPath) -> Result<(), WorkspaceError> {
+        let base = self.tree.base();
+        if base.stat(path).map_err(at(path))?.is_some_and(|stat| stat.kind != FileKind::Dir) {
+            base.remove_all(path).map_err(at(path))?;
+        }
+        let (parent, name) = base.open_parent(path).map_err(at(path))?;
         let mode = Mode::from_bits_truncate(record.mode) | Mode::RWXU;
         match rustix::fs::mkdirat(&parent, name, mode) {
             Ok(()) => Ok(()),
@@ -289,14 +395,14 @@ impl Workspace {
     }
 
     /// Gives a directory that was filled its final attributes.
-    fn settle_dir(&self, planned: &Planned) -> Result<(), WorkspaceError> {
+    fn settle_dir(&self, planned: &Planned, path: &RelPath) -> Result<(), WorkspaceError> {
         let Planned { record, mtime, .. } = planned;
         let base = self.tree.base();
         if planned.needs_work() {
-            let (parent, name) = base.open_parent(&record.path).map_err(at(&record.path))?;
+            let (parent, name) = base.open_parent(path).map_err(at(path))?;
             return Ok(set_dir_attributes(record, parent.as_fd(), name, *mtime)?);
         }
-        base.set_times(&record.path, None, Some(SetTime::At(*mtime))).map_err(at(&record.path))
+        base.set_times(path, None, Some(SetTime::At(*mtime))).map_err(at(path))
     }
 
     fn restore_one(&self, archive: &Archive, planned: &Planned) -> Result<(), WorkspaceError> {
@@ -313,17 +419,23 @@ impl Workspace {
     }
 
     /// Makes a hard link to a file that is in place already; where the link cannot be made, a copy.
-    fn restore_link(&self, archive: &Archive, planned: &Planned) -> Result<(), WorkspaceError> {
-        let RecordKind::File { link_to: Some(first), .. } = &planned.record.kind else { return Ok(()) };
+    fn restore_link(
+        &self,
+        archive: &Archive,
+        planned: &Planned,
+        fresh: &FreshDirs,
+    ) -> Result<(), WorkspaceError> {
+        let Planned { record, mtime, .. } = planned;
+        let RecordKind::File { link_to: Some(first), .. } = &record.kind else { return Ok(()) };
         let base = self.tree.base();
-        let path = &planned.record.path;
+        let (first, path) = (&*fresh.place(first), &*fresh.place(&record.path));
         let (from, from_name) = base.open_parent(first).map_err(at(first))?;
         let (to, to_name) = base.open_parent(path).map_err(at(path))?;
         base.remove_all(path).map_err(at(path))?;
-        match rustix::fs::linkat(from, from_name, to, to_name, AtFlags::empty()) {
+        match rustix::fs::linkat(from, from_name, &to, to_name, AtFlags::empty()) {
             Ok(()) => Ok(()),
             Err(Errno::XDEV | Errno::PERM | Errno::MLINK | Errno::NOENT) => {
-                self.restore_one(archive, planned)
+                Ok(restore_object(archive, record, to.as_fd(), to_name, *mtime)?)
             }
             Err(errno) => Err(at(path)(errno)),
         }
