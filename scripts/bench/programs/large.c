@@ -3,5 +3,6 @@ static const char padding[PADDING] = {1};
 
 int main(void) {
     volatile const char *used = padding;
-    return used[PADDING / 2];
+    /* What is there is the row's business. */
+    return used[PADDING / 2] == used[PADDING / 2] ? 0 : 1;
 }
