@@ -18,6 +18,7 @@ use rustix::fs::{
 
 use rustix::io::Errno;
 
+use crate::support::process::poll_until;
 use crate::support::{Mode, TestResult, Workspace};
 
 /// Makes the tree that the steps work on.
@@ -423,7 +424,8 @@ fn compare(scenario: fn(&mut Log)) -> TestResult {
         }
         assert_eq!(ours.lines.len(), theirs.lines.len());
         let tree = crate::support::tree::snapshot(&ws.path("t"))?;
-        ws.vout(["unmount"])?.ok();
+        // A child that another test is about to start has our descriptors until it is another program.
+        poll_until("the unmount", || ws.vout(["unmount"]).is_ok_and(|output| output.status.success()));
         assert_eq!(crate::support::tree::snapshot(&ws.path("t"))?, tree, "{origin:?}: after unmounting");
     }
     Ok(())
