@@ -1,6 +1,7 @@
 //! Writing an entry's outputs into the base as ordinary files: a hit without a mount, and the end of one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,10 @@ use crate::logical::Logical;
 use crate::path::{RelPath, RelPathBuf};
 use crate::report::{Progress, Stage};
 use crate::state::{Dependency, FileKind, PathState};
+
+/// What names of directories that are being put together begin and end with; a UUID is in between.
+const TEMP_PREFIX: &str = ".vout-";
+const TEMP_SUFFIX: &str = ".tmp";
 
 /// Files of one directory that one thread restores in one go.
 const FILES_AT_ONCE: usize = 64;
@@ -55,7 +60,7 @@ impl FreshDirs {
         for path in missing {
             // In the order of components, what is in a directory follows it.
             if fresh.0.last().is_none_or(|(root, _)| !path.starts_with(root)) {
-                let name = format!(".vout-{}.tmp", Uuid::new_v4().simple());
+                let name = format!("{TEMP_PREFIX}{}{TEMP_SUFFIX}", Uuid::new_v4().simple());
                 let parent = path.parent().unwrap_or(RelPath::ROOT);
                 fresh.0.push((path.clone(), parent.join(name.as_ref())));
             }
@@ -78,6 +83,11 @@ impl FreshDirs {
             None => path.to_owned(),
         }
     }
+}
+
+fn is_temp_name(name: &OsStr) -> bool {
+    let id = name.to_str().and_then(|name| name.strip_prefix(TEMP_PREFIX)?.strip_suffix(TEMP_SUFFIX));
+    id.is_some_and(|id| Uuid::try_parse(id).is_ok())
 }
 
 /// What was written.
@@ -282,6 +292,7 @@ impl Workspace {
             return Ok(Restored { changed: true, ..Restored::default() });
         }
         let fresh = FreshDirs::of(planned);
+        self.remove_leftovers(&fresh)?;
         let result = self.write_into(target, planned, &fresh, progress);
         for (_, temp) in &fresh.0 {
             // It is gone unless something went wrong.
@@ -296,6 +307,21 @@ impl Workspace {
             }
             other => other,
         }
+    }
+
+    /// Removes what restores that were cut off left beside the directories that are to be put together.
+    fn remove_leftovers(&self, fresh: &FreshDirs) -> Result<(), WorkspaceError> {
+        let base = self.tree.base();
+        let parents: BTreeSet<_> = fresh.0.iter().filter_map(|(path, _)| path.parent()).collect();
+        for parent in parents {
+            for (name, kind) in base.list(parent).map_err(at(parent))?.unwrap_or_default() {
+                if kind == FileKind::Dir && is_temp_name(&name) {
+                    let path = parent.join(&name);
+                    base.remove_all(&path).map_err(at(&path))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn write_into(
@@ -505,5 +531,45 @@ impl<'a> Meter<'a> {
             bytes_done: self.bytes.load(Ordering::Relaxed),
             bytes_total: self.bytes_total,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> &RelPath {
+        RelPath::new(text).unwrap()
+    }
+
+    fn planned(text: &str, kind: RecordKind, missing: bool) -> Planned {
+        let record = crate::claim::absent_record(path(text).to_owned(), &PathState::Absent);
+        Planned { record: Record { kind, ..record }, mtime: Timestamp::default(), in_place: false, missing }
+    }
+
+    #[test]
+    fn what_lies_in_a_missing_directory_is_put_together_beside_it() {
+        let dir = |text, missing| planned(text, RecordKind::Dir, missing);
+        let file = planned("e/file", RecordKind::Symlink { target: "x".into() }, true);
+        let fresh = FreshDirs::of(&[
+            dir("a/b", true),
+            dir("a", true),
+            dir("a-b", true),
+            dir("a/b/c", true),
+            dir("e", false),
+            dir("e/f", true),
+            file,
+        ]);
+        let roots: Vec<_> = fresh.0.iter().map(|(root, _)| root.as_os_str().to_str().unwrap()).collect();
+        assert_eq!(roots, ["a", "a-b", "e/f"]);
+        for (of, root, below) in [("a/b/c/d", 0, "b/c/d"), ("a-b/x", 1, "x"), ("e/f", 2, "")] {
+            let temp = &fresh.0[root].1;
+            assert!(is_temp_name(temp.name().unwrap()));
+            assert_eq!(temp.parent(), fresh.0[root].0.parent());
+            assert_eq!(fresh.place(path(of)), temp.join_path(path(below)), "{of}");
+        }
+        for elsewhere in ["e", "e/file", "ab", "e/ff", "0", ""] {
+            assert_eq!(&*fresh.place(path(elsewhere)), path(elsewhere));
+        }
     }
 }

@@ -434,3 +434,25 @@ fn a_restore_that_was_cut_off_is_completed_or_a_miss() {
         }
     }
 }
+
+#[test]
+fn what_a_restore_that_was_cut_off_put_together_is_removed_by_the_next() {
+    let site = Site::new();
+    let workspace = site.open().unwrap();
+    site.write("in", "1");
+    run(&workspace, "t", |task| {
+        task.run(&Op::MakeDir("dist".into())).unwrap();
+        task.run(&Op::MakeDir("dist/deep".into())).unwrap();
+        task.write("dist/deep/file", b"content").unwrap();
+        task.run(&Op::Link("dist/deep/file".into(), "dist/linked".into())).unwrap();
+        task.run(&Op::Chmod("dist/deep".into(), 0o500)).unwrap();
+    });
+    let expected = snapshot(&site.root());
+    fs::remove_dir_all(site.root().join("dist")).unwrap();
+    let left = format!(".vout-{}.tmp/half", Uuid::new_v4().simple());
+    fs::create_dir_all(site.root().join(left)).unwrap();
+    fs::create_dir(site.root().join(".vout-mine.tmp")).unwrap();
+    assert!(matches!(begin(&workspace, "t").unwrap(), Begun::Hit { .. }));
+    fs::remove_dir(site.root().join(".vout-mine.tmp")).unwrap();
+    assert_eq!(snapshot(&site.root()), expected);
+}
