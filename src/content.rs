@@ -1,6 +1,7 @@
 //! Content hashes of files in the base, remembered as long as a file's identity stays the same.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
@@ -25,8 +26,30 @@ pub struct ContentHashes {
 
 #[derive(Debug, Default)]
 struct Known {
-    hashes: HashMap<(u64, u64), StatRow>,
+    hashes: HashMap<(u64, u64), StatRow, BuildHasherDefault<NumbersHasher>>,
     unsaved: Vec<StatRow>,
+}
+
+/// Hashes device and inode numbers: nobody gains by choosing these badly, and with a hundred thousand files the time of
+/// a hash that guards against it shows.
+#[derive(Debug, Default)]
+struct NumbersHasher(u64);
+
+impl Hasher for NumbersHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+    fn write_u64(&mut self, number: u64) {
+        // An odd constant without a pattern; the product's upper half mixes all bits of both.
+        let product = u128::from(self.0.rotate_left(32) ^ number) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (product ^ (product >> 64)) as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl ContentHashes {
