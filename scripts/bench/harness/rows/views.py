@@ -29,6 +29,10 @@ class InView(Row):
             return self.project[variant.transport].path
         return self.bare_path
 
+    def places(self, case):
+        """Returns where the variants work; some share a place."""
+        return dict.fromkeys(self.place(variant) for variant in self.variants(case))
+
     def inside(self, variant, command):
         """Runs a command where the variant says, and returns what it took by its own clock."""
         clock = self.lab.scratch / "clock"
@@ -66,8 +70,8 @@ class NodeReads(InView):
     def setup(self, case):
         self.bare("node")
         count = 5_000 if self.lab.options.quick else 50_000
-        for variant in self.variants(case):
-            fill(self.place(variant) / "src", count, 1024)
+        for place in self.places(case):
+            fill(place / "src", count, 1024)
 
     def measure(self, case, variant):
         return self.inside(variant, ["node", self.lab.programs["read-files"], "src"])
@@ -87,8 +91,7 @@ class Opens(InView):
     def setup(self, case):
         self.bare("opens")
         count = 2_000 if self.lab.options.quick else 20_000
-        for variant in self.variants(case):
-            place = self.place(variant)
+        for place in self.places(case):
             fill(place / "src", count, 64)
             (place / "list").write_text(listing(place / "src", place))
 
@@ -113,11 +116,9 @@ class Callers(InView):
     def setup(self, case):
         self.bare("callers")
         count = 2_000 if self.lab.options.quick else 20_000
-        for variant in self.variants(case):
-            place = self.place(variant)
-            if not (place / "list").exists():
-                fill(place / "src", count, 64)
-                (place / "list").write_text(listing(place / "src", place))
+        for place in self.places(case):
+            fill(place / "src", count, 64)
+            (place / "list").write_text(listing(place / "src", place))
 
     def measure(self, case, variant):
         callers = self.counts[variant.name]
@@ -137,8 +138,7 @@ class Trip(InView):
 
     def setup(self, case):
         self.bare("trip")
-        for variant in self.variants(case):
-            place = self.place(variant)
+        for place in self.places(case):
             fill(place / "src", 1_000, 64)
             (place / "list").write_text(listing(place / "src", place))
 
