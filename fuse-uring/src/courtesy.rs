@@ -65,7 +65,7 @@ impl Courtesy {
         self.requests = 0;
         self.looked = Instant::now();
         self.alone_looks = if alone { self.alone_looks.saturating_add(1) } else { 0 };
-        let gives_way = alone && self.alone_looks >= ALONE_LOOKS_MIN;
+        let gives_way = self.alone_looks >= ALONE_LOOKS_MIN;
         if gives_way != self.gives_way {
             let policy = if gives_way { Policy::Idle } else { Policy::Normal };
             match set_policy(policy) {

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 pub(crate) use self::mailbox::Later;
+pub(crate) use self::processors::stay_on;
 
 use self::mailbox::{Mail, Mailbox};
 use self::processors::Processors;

@@ -2,6 +2,8 @@
 
 use std::{fs, io};
 
+use rustix::thread::{CpuSet, sched_setaffinity};
+
 /// Where the kernel lists them.
 const LISTS: &str = "/sys/devices/system/cpu";
 
@@ -44,6 +46,16 @@ impl Processors {
             (queue, own.unwrap_or_else(|| usize::from(queue) % self.online.len()))
         })
     }
+}
+
+/// Keeps the calling thread on a processor.
+pub(crate) fn stay_on(processor: usize) -> rustix::io::Result<()> {
+    let mut only = CpuSet::new();
+    if processor < CpuSet::MAX_CPU {
+        only.set(processor);
+    }
+    // A set of none is refused.
+    sched_setaffinity(None, &only)
 }
 
 /// Reads a list such as `0-3,8`.

@@ -8,10 +8,11 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
+use rustix::thread::sched_getcpu;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::mailbox::{Later, Mail, Mailbox};
+use super::processors::stay_on;
 use crate::abi::{InHeader, OUT_HEADER_BYTES, OutHeader};
 use crate::courtesy::Courtesy;
 use crate::dispatch::Serving;
@@ -90,11 +91,7 @@ pub(super) fn run(processor: u16, started: &Sender<io::Result<Arc<Mailbox>>>) {
 
 /// Keeps the thread on a processor. Where that is not allowed, it serves from elsewhere.
 fn pin(processor: u16) {
-    let mut set = CpuSet::new();
-    if usize::from(processor) < CpuSet::MAX_CPU {
-        set.set(usize::from(processor));
-    }
-    if let Err(error) = sched_setaffinity(None, &set) {
+    if let Err(error) = stay_on(processor.into()) {
         tracing::debug!(%error, processor, "a ring's thread cannot stay on its processor");
     }
 }

@@ -9,6 +9,7 @@ use std::fs;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::courtesy::Courtesy;
+use crate::ring::stay_on;
 
 /// Requests between two looks at where the caller is, which take about as long as half a request.
 const LOOKS_EVERY: u32 = 64;
@@ -41,7 +42,7 @@ impl Follower {
         self.courtesy.served();
         if !self.courtesy.gives_way() {
             if self.at.take().is_some() {
-                self.stay(&anywhere);
+                self.moved(sched_setaffinity(None, &anywhere));
             }
             return;
         }
@@ -52,16 +53,15 @@ impl Follower {
         }
         (self.caller, self.requests) = (caller, 0);
         let Some(processor) = processor_of(caller) else { return };
-        if self.at != Some(processor) && processor < CpuSet::MAX_CPU {
-            let mut beside = CpuSet::new();
-            beside.set(processor);
+        if self.at != Some(processor) {
             self.at = Some(processor);
-            self.stay(&beside);
+            self.moved(stay_on(processor));
         }
     }
 
-    fn stay(&mut self, processors: &CpuSet) {
-        if let Err(error) = sched_setaffinity(None, processors) {
+    /// Follows nobody any more where that is not allowed.
+    fn moved(&mut self, moved: rustix::io::Result<()>) {
+        if let Err(error) = moved {
             tracing::debug!(%error, "a thread does not follow its callers");
             self.anywhere = None;
         }
@@ -97,10 +97,8 @@ mod tests {
     fn a_thread_that_stays_is_found_where_it_is() {
         let at = sched_getaffinity(None).unwrap();
         let processor = (0..CpuSet::MAX_CPU).find(|cpu| at.is_set(*cpu)).unwrap();
-        let mut only = CpuSet::new();
-        only.set(processor);
         let found = std::thread::spawn(move || {
-            sched_setaffinity(None, &only).unwrap();
+            stay_on(processor).unwrap();
             processor_of(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned())
         });
         assert_eq!(found.join().unwrap(), Some(processor));
