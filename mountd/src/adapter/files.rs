@@ -14,8 +14,9 @@ use super::convert::{is_exclusive, open_flags};
 use super::{Adapter, caller_of};
 use crate::terminal::{self, Terminal};
 
-/// The handle of a file that the kernel opened without telling us; handles that we give out start at 1.
-pub(super) const UNOPENED: u64 = 0;
+/// Stands for a handle where the node says all: of the terminal, and of what the kernel opened without telling us.
+/// Handles start at 1.
+pub(super) const NO_HANDLE: u64 = 0;
 
 /// What a request does with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +26,10 @@ pub(super) enum Access {
 }
 
 /// An open file.
-pub(super) enum FileSlot {
-    Core { node: NodeId, file: Arc<dyn OpenFile>, executed: bool },
-    Terminal,
+pub(super) struct FileSlot {
+    node: NodeId,
+    file: Arc<dyn OpenFile>,
+    executed: bool,
 }
 
 /// An open directory.
@@ -58,11 +60,10 @@ impl Adapter {
     ) -> Result<OpenOut, FsError> {
         let node = NodeId(request.node());
         if terminal::stream_of(node).is_some() {
-            let fh = self.files.add(FileSlot::Terminal);
             // A stream has no position: O_APPEND and several writers cannot disturb each other.
             let flags =
                 FopenFlags::DIRECT_IO | FopenFlags::NONSEEKABLE | FopenFlags::STREAM | FopenFlags::NOFLUSH;
-            return Ok(OpenOut { fh, open_flags: flags.bits(), backing_id: 0 });
+            return Ok(OpenOut { fh: NO_HANDLE, open_flags: flags.bits(), backing_id: 0 });
         }
         let flags = open_flags(flags, kill_set_id);
         if flags.contains(OpenFlags::TRUNCATE) && self.executed.is_running(node) {
@@ -114,7 +115,7 @@ impl Adapter {
             // It was made just now; no word will come of its end.
             self.unopened.hold(node, file, true);
             let open_flags = (FopenFlags::NOFLUSH | FopenFlags::KEEP_CACHE).bits();
-            return Ok(OpenOut { fh: UNOPENED, open_flags, backing_id: 0 });
+            return Ok(OpenOut { fh: NO_HANDLE, open_flags, backing_id: 0 });
         }
         let offered = if self.state.granted.load(Ordering::Relaxed) { file.backing() } else { None };
         let backing = self.backings.open(node, offered, |fd| self.register(fd, device))?;
@@ -122,7 +123,7 @@ impl Adapter {
         if executed {
             self.executed.open(node);
         }
-        let fh = self.files.add(FileSlot::Core { node, file, executed });
+        let fh = self.files.add(FileSlot { node, file, executed });
         // Without a writeback cache nothing is pending at close but mapped pages, and the kernel writes
         // those when the mapping goes.
         let mut flags = FopenFlags::NOFLUSH;
@@ -147,14 +148,11 @@ impl Adapter {
     }
 
     pub(super) fn released(&self, handle: u64) {
-        if let Some(slot) = self.files.remove(handle)
-            && let FileSlot::Core { node, executed, .. } = &*slot
-        {
-            if *executed {
-                self.executed.close(*node);
-            }
-            self.backings.close(*node);
+        let Some(slot) = self.files.remove(handle) else { return };
+        if slot.executed {
+            self.executed.close(slot.node);
         }
+        self.backings.close(slot.node);
     }
 
     /// Returns the terminal behind a node, if it is one.
@@ -173,11 +171,8 @@ impl Adapter {
         if terminal::stream_of(node).is_some() {
             return Err(FsError::InvalidArgument);
         }
-        if handle != UNOPENED {
-            return match &*self.files.get(handle)? {
-                FileSlot::Core { file, .. } => Ok(Arc::clone(file)),
-                FileSlot::Terminal => Err(FsError::InvalidArgument),
-            };
+        if handle != NO_HANDLE {
+            return Ok(Arc::clone(&self.files.get(handle)?.file));
         }
         let (to_write, flags) = match access {
             Access::Read => (false, OpenFlags::READ),

@@ -14,7 +14,7 @@ use super::convert::{
     MODE_BITS, attr_changes, attr_out, entry_kind, entry_out, kind_of_mode, no_entry, rename_flags,
     statfs_out, xattr_mode,
 };
-use super::files::{Access, DirSlot, NewFile, UNOPENED, seek, write};
+use super::files::{Access, DirSlot, NO_HANDLE, NewFile, seek, write};
 use super::{Adapter, caller_of, number_of};
 use crate::session::SessionEnd;
 use crate::terminal;
@@ -139,7 +139,7 @@ impl Adapter {
         }
         let core = self.core(request);
         let open = |handle| self.core_file(core, (node, handle), Access::Write);
-        let through = set.handle.filter(|handle| *handle != UNOPENED || set.size.is_some());
+        let through = set.handle.filter(|handle| *handle != NO_HANDLE || set.size.is_some());
         core.set_attr(node, through.map(open).transpose()?.as_deref(), attr_changes(set))
     }
 
