@@ -1,6 +1,7 @@
 //! Handing out node numbers, which are inode numbers too.
 
 use crate::fs::NodeId;
+use crate::tree::{Found, virtual_number};
 
 /// Numbers from here on are ours; below it they are the base's own inode numbers.
 const OWN: u64 = 1 << 62;
@@ -31,13 +32,21 @@ impl NodeNumbers {
         NodeId(self.last_own)
     }
 
+    /// Returns the number of an object that was found.
+    pub(crate) fn of_found(&mut self, found: &Found, is_taken: impl FnOnce(NodeId) -> bool) -> NodeId {
+        match found {
+            Found::Base(stat) => self.of_base(stat.identity.ino, is_taken),
+            Found::Virtual(layer, record) => self.of_virtual(virtual_number(layer, record), is_taken),
+        }
+    }
+
     /// Returns an object's own inode number where it may be used, so that it is the same at the next look.
     pub(crate) fn of_base(&mut self, ino: u64, is_taken: impl FnOnce(NodeId) -> bool) -> NodeId {
         of_base(ino).filter(|id| !is_taken(*id)).unwrap_or_else(|| self.fresh())
     }
 
     /// Returns a virtual object's number where it is free, so that it is the same at the next look.
-    pub(crate) fn of_virtual(&mut self, number: u64, is_taken: impl FnOnce(NodeId) -> bool) -> NodeId {
+    fn of_virtual(&mut self, number: u64, is_taken: impl FnOnce(NodeId) -> bool) -> NodeId {
         let id = of_virtual(number);
         if is_taken(id) { self.fresh() } else { id }
     }

@@ -15,7 +15,7 @@ use crate::fs::{Attr, FileKind, FsError, NodeId, OpenFile};
 use crate::node_numbers::{self, NodeNumbers, UNKNOWN};
 use crate::open_file::RealFile;
 use crate::path::{RelPath, RelPathBuf};
-use crate::tree::{Found, Listed, ListedObject, ObjectId, virtual_number};
+use crate::tree::{Found, Listed, ListedObject, ObjectId};
 
 /// Set in the keys of virtual objects, and in no device number.
 const VIRTUAL: u64 = 1 << 63;
@@ -236,14 +236,7 @@ impl Nodes {
         }
         let id = object.and_then(|object| self.shared.get(&object)).copied();
         let id = id.unwrap_or_else(|| {
-            let id = match found {
-                Found::Base(stat) => {
-                    self.numbers.of_base(stat.identity.ino, |id| self.nodes.contains_key(&id))
-                }
-                Found::Virtual(layer, record) => {
-                    self.numbers.of_virtual(virtual_number(layer, record), |id| self.nodes.contains_key(&id))
-                }
-            };
+            let id = self.numbers.of_found(found, |id| self.nodes.contains_key(&id));
             let ino = object.and_then(|object| self.inherited.get(&object)).copied().unwrap_or(id.0);
             self.nodes.insert(id, Node::new(found.kind(), ino, object));
             id

@@ -12,7 +12,7 @@ use crate::fs::{FileKind, FsError, NodeId, Timestamp};
 use crate::node_numbers::{self, NodeNumbers, UNKNOWN};
 use crate::open_file::SharedFile;
 use crate::path::{RelPath, RelPathBuf};
-use crate::tree::{Found, Listed, ListedObject, ObjectId, virtual_number};
+use crate::tree::{Found, Listed, ListedObject, ObjectId};
 
 #[derive(Debug)]
 pub(super) struct Nodes {
@@ -232,14 +232,7 @@ impl Nodes {
         let object = found.object_id().filter(|_| lower_links > 1);
         let shared = object.as_ref().and_then(|object| self.linked.get(object)?.node);
         let id = shared.unwrap_or_else(|| {
-            let id = match found {
-                Found::Base(stat) => {
-                    self.numbers.of_base(stat.identity.ino, |id| self.nodes.contains_key(&id))
-                }
-                Found::Virtual(layer, record) => {
-                    self.numbers.of_virtual(virtual_number(layer, record), |id| self.nodes.contains_key(&id))
-                }
-            };
+            let id = self.numbers.of_found(found, |id| self.nodes.contains_key(&id));
             let mut node = Node::new(Body::of_lower(found), id);
             if let Some(object) = object {
                 let new = Linked { node: None, lower_links, links: lower_links };
