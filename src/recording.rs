@@ -219,9 +219,7 @@ impl Seen {
     const SIZE_SHIFT: u32 = 8;
 
     fn new(state: &PathState, dependency: Dependency) -> Self {
-        let kind = |wanted| {
-            (0..).zip(KINDS).find(|(_, kind)| *kind == wanted).map_or(0, |(number, _): (u64, _)| number) << 4
-        };
+        let kind = |kind| u64::from(kind_number(kind)) << 4;
         let probe = match state {
             PathState::Absent => Self::ABSENT,
             PathState::File { executable, size_bytes, content: _ } => {
@@ -272,7 +270,7 @@ impl std::ops::BitOrAssign<Dependency> for Seen {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing(Box<[u8]>);
 
-/// Kinds by the number that stands for them in a [`Listing`].
+/// Kinds by the number that stands for them in a [`Seen`] and in a [`Listing`].
 const KINDS: [FileKind; 7] = [
     FileKind::File,
     FileKind::Dir,
@@ -283,16 +281,20 @@ const KINDS: [FileKind; 7] = [
     FileKind::BlockDevice,
 ];
 
+fn kind_number(kind: FileKind) -> u8 {
+    (0..)
+        .zip(KINDS)
+        .find_map(|(number, known)| (known == kind).then_some(number))
+        .expect("all are in the table")
+}
+
 impl Listing {
     fn of<T: Copy + Into<FileKind>>(names: &BTreeMap<OsString, T>) -> Self {
         let mut packed = Vec::with_capacity(names.keys().map(|name| name.len() + 3).sum());
         for (name, kind) in names {
-            let kind = (*kind).into();
-            // Names have at most 255 bytes, and all kinds are in the table.
+            // Names have at most 255 bytes.
             let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
-            packed.extend(
-                (0..).zip(KINDS).find(|(_, known)| *known == kind).map(|(number, _): (u8, _)| number),
-            );
+            packed.push(kind_number((*kind).into()));
             packed.extend(length.to_le_bytes());
             packed.extend(name.as_bytes().iter().take(length.into()));
         }
