@@ -45,7 +45,7 @@ impl Materialiser {
         let Some(Found::Virtual(layer, record)) = self.tree.find(path, Perspective::ALL)? else {
             return Ok(());
         };
-        if !matches!(record.kind, RecordKind::Dir | RecordKind::ImpliedDir) {
+        if !record.is_dir() {
             return Err(FsError::NotADirectory);
         }
         let (parent, name) = self.real_parent(path)?;

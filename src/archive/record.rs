@@ -100,6 +100,12 @@ impl Record {
         }
     }
 
+    /// Returns whether it is a directory, for its own sake or for what is in it.
+    #[must_use]
+    pub const fn is_dir(&self) -> bool {
+        matches!(self.kind, RecordKind::Dir | RecordKind::ImpliedDir)
+    }
+
     /// Returns the number of names that a regular file has in its archive, and 1 for anything else.
     #[must_use]
     pub fn links(&self) -> u32 {

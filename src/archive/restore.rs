@@ -19,6 +19,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use thiserror::Error;
+use uuid::Uuid;
 
 use crate::archive::ArchiveError;
 use crate::archive::reader::Archive;
@@ -29,6 +30,10 @@ use crate::path::{RelPath, RelPathBuf};
 /// Files of one directory that one thread restores at a time.
 const CHUNK_RECORDS: usize = 64;
 const SETUID_SETGID: u32 = 0o6000;
+
+/// What temporary names begin and end with; a UUID is in between.
+const TEMPORARY_PREFIX: &str = ".vout-";
+const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// What [`restore`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -127,15 +132,9 @@ pub fn restore_file(
     name: &OsStr,
     mtime: Timestamp,
 ) -> Result<(), RestoreError> {
-    let failed = |error| at(record, error);
     let temporary = Temporary::new(parent);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(parent, &*temporary.name, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|error| failed(error.into()))?;
-    let file = File::from(file);
-    archive.copy_to(record, &file)?;
-    set_attributes(file.as_fd(), record, mtime).map_err(failed)?;
-    temporary.publish(name).map_err(failed)
+    restore_new_file(archive, record, parent, &temporary.name, mtime)?;
+    temporary.publish(name).map_err(|error| at(record, error))
 }
 
 /// Writes one file into the directory `parent`, which nobody else knows, as `name`, which nothing has.
@@ -448,6 +447,18 @@ fn timestamps(mtime: Timestamp) -> Timestamps {
     }
 }
 
+/// Returns a name for what is put together before it gets its own; nobody else has it.
+pub(crate) fn temporary_name() -> String {
+    format!("{TEMPORARY_PREFIX}{}{TEMPORARY_SUFFIX}", Uuid::new_v4().simple())
+}
+
+/// Returns whether a name is one that [`temporary_name`] makes.
+pub(crate) fn is_temporary_name(name: &OsStr) -> bool {
+    let id = name.to_str();
+    let id = id.and_then(|name| name.strip_prefix(TEMPORARY_PREFIX)?.strip_suffix(TEMPORARY_SUFFIX));
+    id.is_some_and(|id| Uuid::try_parse(id).is_ok())
+}
+
 /// A temporary name in a directory.
 #[must_use = "dropping it removes the temporary name"]
 struct Temporary<'a> {
@@ -458,8 +469,7 @@ struct Temporary<'a> {
 
 impl<'a> Temporary<'a> {
     fn new(parent: BorrowedFd<'a>) -> Self {
-        let name = format!(".vout-{}.tmp", uuid::Uuid::new_v4().simple());
-        Self { parent, name: name.into(), published: false }
+        Self { parent, name: temporary_name().into(), published: false }
     }
 
     /// Gives the file its name, in place of what has it; an empty directory gives way as well.

@@ -226,7 +226,7 @@ impl Layer {
     /// the layer makes anew there.
     pub(crate) fn replaces(&self, path: &RelPath) -> Result<bool, ArchiveError> {
         match self.find(path)? {
-            Some(record) => Ok(!is_dir(&record)),
+            Some(record) => Ok(!record.is_dir()),
             None => self.covers(path),
         }
     }
@@ -244,7 +244,7 @@ impl Layer {
             for ancestor in ancestors {
                 match self.record(ancestor)? {
                     None => return Ok(false),
-                    Some(record) if is_dir(&record) || self.is_punched(ancestor) => {}
+                    Some(record) if record.is_dir() || self.is_punched(ancestor) => {}
                     Some(_) => return Ok(true),
                 }
             }
@@ -252,7 +252,7 @@ impl Layer {
         }
         for ancestor in ancestors {
             if let Some(record) = self.find(ancestor)? {
-                return Ok(!is_dir(&record));
+                return Ok(!record.is_dir());
             }
         }
         Ok(false)
@@ -266,10 +266,6 @@ fn first_name(record: &Record) -> Option<&RelPath> {
         RecordKind::File { .. } if record.links() > 1 => Some(&record.path),
         _ => None,
     }
-}
-
-fn is_dir(record: &Record) -> bool {
-    matches!(record.kind, RecordKind::Dir | RecordKind::ImpliedDir)
 }
 
 impl Stale {

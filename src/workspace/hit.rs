@@ -201,10 +201,7 @@ impl Workspace {
                 return Ok(false);
             }
             for ancestor in path.ancestors().filter(|ancestor| !ancestor.is_root()) {
-                let record = archive.toc().find(ancestor)?;
-                if record
-                    .is_some_and(|record| !matches!(record.kind, RecordKind::Dir | RecordKind::ImpliedDir))
-                {
+                if archive.toc().find(ancestor)?.is_some_and(|record| !record.is_dir()) {
                     return Ok(false);
                 }
             }

@@ -1,7 +1,6 @@
 //! Writing an entry's outputs into the base as ordinary files: a hit without a mount, and the end of one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +11,9 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::{ProgressSink, Workspace, WorkspaceError, forgo};
-use crate::archive::restore::{restore_new_file, restore_object, set_dir_attributes};
+use crate::archive::restore::{
+    is_temporary_name, restore_new_file, restore_object, set_dir_attributes, temporary_name,
+};
 use crate::archive::{Archive, Record, RecordKind, write_manifest};
 use crate::claim::{Claimed, claim_record, still_describes};
 use crate::filter::Filter;
@@ -22,10 +23,6 @@ use crate::logical::Logical;
 use crate::path::{RelPath, RelPathBuf};
 use crate::report::{Progress, Stage};
 use crate::state::{Dependency, FileKind, PathState};
-
-/// What names of directories that are being put together begin and end with; a UUID is in between.
-const TEMP_PREFIX: &str = ".vout-";
-const TEMP_SUFFIX: &str = ".tmp";
 
 /// Files of one directory that one thread restores in one go.
 const FILES_AT_ONCE: usize = 64;
@@ -52,17 +49,15 @@ struct FreshDirs(Vec<(RelPathBuf, RelPathBuf)>);
 
 impl FreshDirs {
     fn of(planned: &[Planned]) -> Self {
-        let is_dir = |kind: &RecordKind| matches!(kind, RecordKind::Dir | RecordKind::ImpliedDir);
-        let missing = planned.iter().filter(|planned| planned.missing && is_dir(&planned.record.kind));
+        let missing = planned.iter().filter(|planned| planned.missing && planned.record.is_dir());
         let mut missing: Vec<_> = missing.map(|planned| &planned.record.path).collect();
         missing.sort_unstable_by(|a, b| a.components().cmp(b.components()));
         let mut fresh = Self::default();
         for path in missing {
             // In the order of components, what is in a directory follows it.
             if fresh.0.last().is_none_or(|(root, _)| !path.starts_with(root)) {
-                let name = format!("{TEMP_PREFIX}{}{TEMP_SUFFIX}", Uuid::new_v4().simple());
                 let parent = path.parent().unwrap_or(RelPath::ROOT);
-                fresh.0.push((path.clone(), parent.join(name.as_ref())));
+                fresh.0.push((path.clone(), parent.join(temporary_name().as_ref())));
             }
         }
         fresh
@@ -83,11 +78,6 @@ impl FreshDirs {
             None => path.to_owned(),
         }
     }
-}
-
-fn is_temp_name(name: &OsStr) -> bool {
-    let id = name.to_str().and_then(|name| name.strip_prefix(TEMP_PREFIX)?.strip_suffix(TEMP_SUFFIX));
-    id.is_some_and(|id| Uuid::try_parse(id).is_ok())
 }
 
 /// What was written.
@@ -315,7 +305,7 @@ impl Workspace {
         let parents: BTreeSet<_> = fresh.0.iter().filter_map(|(path, _)| path.parent()).collect();
         for parent in parents {
             for (name, kind) in base.list(parent).map_err(at(parent))?.unwrap_or_default() {
-                if kind == FileKind::Dir && is_temp_name(&name) {
+                if kind == FileKind::Dir && is_temporary_name(&name) {
                     let path = parent.join(&name);
                     base.remove_all(&path).map_err(at(&path))?;
                 }
@@ -332,9 +322,8 @@ impl Workspace {
         progress: ProgressSink<'_>,
     ) -> Result<Restored, WorkspaceError> {
         let todo: Vec<_> = planned.iter().filter(|planned| planned.needs_work()).collect();
-        let is_dir =
-            |planned: &&&Planned| matches!(planned.record.kind, RecordKind::Dir | RecordKind::ImpliedDir);
-        let (mut dirs, others): (Vec<_>, Vec<_>) = todo.into_iter().partition(|planned| is_dir(&planned));
+        let (mut dirs, others): (Vec<_>, Vec<_>) =
+            todo.into_iter().partition(|planned| planned.record.is_dir());
         dirs.sort_unstable_by(|a, b| a.record.path.cmp(&b.record.path));
         for planned in &dirs {
             self.restore_dir(&planned.record, &fresh.place(&planned.record.path))?;
@@ -564,7 +553,7 @@ mod tests {
         assert_eq!(roots, ["a", "a-b", "e/f"]);
         for (of, root, below) in [("a/b/c/d", 0, "b/c/d"), ("a-b/x", 1, "x"), ("e/f", 2, "")] {
             let temp = &fresh.0[root].1;
-            assert!(is_temp_name(temp.name().unwrap()));
+            assert!(is_temporary_name(temp.name().unwrap()));
             assert_eq!(temp.parent(), fresh.0[root].0.parent());
             assert_eq!(fresh.place(path(of)), temp.join_path(path(below)), "{of}");
         }
