@@ -28,8 +28,11 @@ const LOOKS_EVERY_NORMALLY: u32 = 16;
 /// After a pause everything may be different.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// So many looks in a row have to find nobody else.
+/// So many looks in a row have to find nobody else before a thread gives way.
 const ALONE_LOOKS_MIN: u32 = 3;
+/// So many in a row have to find somebody else before it stops to: one may have found a thread that was about to sleep
+/// again, such as that which hears of forgets.
+const COMPANY_LOOKS_MIN: u32 = 2;
 
 /// The policy of a thread that serves requests.
 pub(crate) struct Courtesy {
@@ -38,14 +41,15 @@ pub(crate) struct Courtesy {
     gives_way: bool,
     requests: u32,
     looked: Instant,
-    alone_looks: u32,
+    /// Looks in a row that contradict the present policy.
+    other_looks: u32,
 }
 
 impl Courtesy {
     /// Returns that of the calling thread, which the scheduler treats like any other so far.
     pub(crate) fn new() -> Self {
         let load = if *ALLOWED { File::open(LOAD_PATH).ok() } else { None };
-        Self { load, gives_way: false, requests: 0, looked: Instant::now(), alone_looks: 0 }
+        Self { load, gives_way: false, requests: 0, looked: Instant::now(), other_looks: 0 }
     }
 
     /// Returns whether the calling thread goes last.
@@ -64,8 +68,7 @@ impl Courtesy {
         let alone = running(load).is_some_and(|running| running <= 1);
         self.requests = 0;
         self.looked = Instant::now();
-        self.alone_looks = if alone { self.alone_looks.saturating_add(1) } else { 0 };
-        let gives_way = self.alone_looks >= ALONE_LOOKS_MIN;
+        let gives_way = self.found(alone);
         if gives_way != self.gives_way {
             let policy = if gives_way { Policy::Idle } else { Policy::Normal };
             match set_policy(policy) {
@@ -76,6 +79,17 @@ impl Courtesy {
                 }
             }
         }
+    }
+
+    /// Returns whether to give way, now that a look found nobody else, or somebody.
+    fn found(&mut self, alone: bool) -> bool {
+        self.other_looks = if alone == self.gives_way { 0 } else { self.other_looks + 1 };
+        let enough = if alone { ALONE_LOOKS_MIN } else { COMPANY_LOOKS_MIN };
+        let changes = self.other_looks >= enough;
+        if changes {
+            self.other_looks = 0;
+        }
+        self.gives_way != changes
     }
 }
 
@@ -112,6 +126,21 @@ mod tests {
         assert_eq!(running_of(b"0.26 1.49 2.14 x/345 1\n"), None);
         let load = File::open(LOAD_PATH).unwrap();
         assert!(running(&load).unwrap() >= 1, "at least this thread runs");
+    }
+
+    #[test]
+    fn one_look_that_finds_something_else_changes_nothing() {
+        let mut courtesy = Courtesy::new();
+        let mut decide = |looks: &[bool]| {
+            let each = looks.iter().map(|alone| {
+                courtesy.gives_way = courtesy.found(*alone);
+                courtesy.gives_way
+            });
+            each.collect::<Vec<_>>()
+        };
+        assert_eq!(decide(&[true, true, false, true, true]), [false; 5]);
+        assert_eq!(decide(&[true, false, true, false]), [true; 4]);
+        assert_eq!(decide(&[false, true, true, true]), [false, false, false, true]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use self::handshake::{Negotiated, Transport};
 
 use self::follower::Follower;
 use self::handshake::{Offer, receive};
-use self::worker::{Buffers, Disconnect, serve};
+use self::worker::{Between, Buffers, Disconnect, serve};
 use crate::config::{Config, RingChoice};
 use crate::control;
 use crate::device::Device;
@@ -218,9 +218,13 @@ impl Service {
     fn run(self, prepared: Option<Prepared>, begun: &Sender<Result<(), NoRing>>) -> End {
         let attachment = self.attach(prepared, begun);
         let helpers = if attachment.is_some() { 0 } else { self.config.threads.saturating_sub(1) };
-        // Of several threads nobody knows which the device wakes next.
-        let follower = (attachment.is_none() && helpers == 0).then(Follower::new);
-        let disconnect = self.serve_device(helpers, follower);
+        let between = match (&attachment, helpers) {
+            (Some(_), _) => Between::Gathering,
+            (None, 0) => Between::Following(Follower::new()),
+            // Of several threads nobody knows which the device wakes next.
+            (None, _) => Between::Nothing,
+        };
+        let disconnect = self.serve_device(helpers, between);
         let aborted = self.serving.closed.load(Ordering::Acquire);
         let end = match disconnect {
             Disconnect::Failed(error) => End::Failed(error.to_string()),
@@ -259,9 +263,9 @@ impl Service {
     }
 
     /// Serves the device until it says why there is no more.
-    fn serve_device(&self, helpers: usize, follower: Option<Follower>) -> Disconnect {
+    fn serve_device(&self, helpers: usize, between: Between) -> Disconnect {
         let helpers = self.start_helpers(helpers);
-        let mut disconnect = serve(&self.serving, Buffers::new(self.buffer_bytes), follower);
+        let mut disconnect = serve(&self.serving, Buffers::new(self.buffer_bytes), between);
         if let Disconnect::Failed(error) = &disconnect {
             tracing::error!(%error, "the device failed; the session is cut");
             self.serving.cut();
@@ -281,7 +285,7 @@ impl Service {
     fn start_helpers(&self, count: usize) -> Vec<JoinHandle<Disconnect>> {
         let helpers = (0..count).map(|_| {
             let (serving, buffer_bytes) = (Arc::clone(&self.serving), self.buffer_bytes);
-            spawn(move || serve(&serving, Buffers::new(buffer_bytes), None))
+            spawn(move || serve(&serving, Buffers::new(buffer_bytes), Between::Nothing))
         });
         helpers
             .filter_map(|helper| {
