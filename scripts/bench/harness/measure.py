@@ -6,6 +6,7 @@ import pathlib
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 
 # One run of one variant: values by metric. "seconds" is the wall time, "cpu" is user and system time.
 Sample = dict[str, float]
@@ -54,3 +55,12 @@ def paired(values: list[float], against: list[float], difference: bool = False) 
     """Compares runs of the same round: slow rounds are slow for both, so their ratios scatter less."""
     pairs = zip(values, against)
     return Summary.of([a - b if difference else a / b for a, b in pairs])
+
+
+def wait_until(happened: Callable[[], bool], what: str) -> None:
+    """Waits some seconds for something."""
+    for _ in range(500):
+        if happened():
+            return
+        time.sleep(0.01)
+    raise Failed(f"in vain: {what}")

@@ -9,6 +9,9 @@ import subprocess
 import sys
 
 DEBIAN = ["fuse-overlayfs", "bindfs"]
+# libfuse's own example of a mirror, which is in no package as a program. The first release to know the ring is 3.18.
+LIBFUSE = "passthrough_hp"
+LIBFUSE_NEEDS = ["dpkg-dev", "g++", "libnuma-dev", "liburing-dev", "meson", "ninja-build"]
 NPM = {"turbo": "turbo", "nx": "nx", "moon": "@moonrepo/cli", "vp": "vite-plus"}
 
 
@@ -20,7 +23,7 @@ class Peers:
         self.found: dict[str, pathlib.Path] = {}
         self.modules = place / "npm" / "node_modules"
         place.mkdir(parents=True, exist_ok=True)
-        for wanted in (self._debian, self._npm, self._pypi):
+        for wanted in (self._debian, self._npm, self._pypi, self._libfuse):
             try:
                 wanted(install)
             except (subprocess.CalledProcessError, OSError) as problem:
@@ -38,6 +41,8 @@ class Peers:
         if name in NPM:
             package = self.modules / NPM[name] / "package.json"
             return json.loads(package.read_text())["version"]
+        if name == LIBFUSE:
+            return self._libfuse_source().name.removeprefix("fuse3-")
         if name in DEBIAN:
             command = ["dpkg-query", "-W", "-f", "${Version}", name]
         else:
@@ -82,6 +87,43 @@ class Peers:
             subprocess.run(["python3", "-m", "venv", home], check=True)
             subprocess.run([home / "bin" / "pip", "install", "--quiet", "ratarmount"], check=True)
         self._note({"ratarmount": program})
+
+    def _libfuse(self, install: bool) -> None:
+        """Builds libfuse's example from the source package of Debian's development branch."""
+        home = self.place / "libfuse"
+        program = home / "build" / "example" / LIBFUSE
+        if install and not program.exists():
+            self._apt_get(*LIBFUSE_NEEDS)
+            home.mkdir(exist_ok=True)
+            self._apt_source(home, "fuse3")
+            quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            options = ["--buildtype=release", "-Dtests=false", "-Dutils=false", "-Denable-io-uring=true"]
+            subprocess.run(["meson", "setup", *options, home / "build", self._libfuse_source()], **quiet)
+            subprocess.run(["ninja", "-C", home / "build", f"example/{LIBFUSE}"], **quiet)
+        self._note({LIBFUSE: program})
+
+    def _libfuse_source(self) -> pathlib.Path:
+        return next(path for path in (self.place / "libfuse").glob("fuse3-*") if path.is_dir())
+
+    def _apt_source(self, home: pathlib.Path, package: str) -> None:
+        """Unpacks a source package of unstable, from wherever this machine gets its packages."""
+        command = ["apt-get", "indextargets", "--format", "$(REPO_URI)"]
+        known = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        archive = next((uri for uri in known if uri.rstrip("/").endswith("/debian")), None)
+        if archive is None:
+            raise OSError("no Debian archive is configured")
+        key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+        (home / "sources.list").write_text(f"deb-src [signed-by={key}] {archive} unstable main\n")
+        (home / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+        apt_get = [
+            "apt-get", "-qq", "-o", f"Dir::Etc::SourceList={home}/sources.list",
+            "-o", "Dir::Etc::SourceParts=/dev/null", "-o", f"Dir::State::Lists={home}/lists",
+            "-o", "APT::Sandbox::User=root",
+        ]
+        subprocess.run([*apt_get, "update"], check=True)
+        done = subprocess.run([*apt_get, "source", "--only-source", package], cwd=home, check=False, capture_output=True)
+        if done.returncode:
+            raise OSError(f"no source of {package}: {done.stderr.decode()}")
 
     def _note(self, programs: dict) -> None:
         for name, program in programs.items():

@@ -5,7 +5,6 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
 
 from harness import measure
 
@@ -80,11 +79,7 @@ class Project:
         if pid is None:
             return
         os.kill(pid, signal.SIGTERM)
-        for _ in range(500):
-            if not pathlib.Path(f"/proc/{pid}").exists():
-                return
-            time.sleep(0.01)
-        raise measure.Failed(f"the daemon of {self.path} does not end")
+        measure.wait_until(lambda: not pathlib.Path(f"/proc/{pid}").exists(), f"the daemon of {self.path} ends")
 
     def close(self) -> None:
         """Unmounts, ends the daemon and removes the workspace."""

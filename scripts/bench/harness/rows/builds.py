@@ -6,6 +6,7 @@ import shutil
 from harness.files import fill
 from harness.measure import timed
 from harness.row import Bar, Row, Variant
+from harness.rows.trips import waited_for
 
 
 class Build(Row):
@@ -52,7 +53,9 @@ class Build(Row):
             return timed(command, project.path, project.env, self.lab.log)
         passed_on = [word for name in self.passed_on for word in ("--env", name)]
         how = "--no-cache" if variant.name == "view" else "--force"
-        return project.run(how, *passed_on, "--", *command)
+        report = self.lab.scratch / "report.json"
+        sample = project.run(how, "--report", report, *passed_on, "--", *command)
+        return {**sample, "requests": waited_for(report)}
 
 
 class CBuild(Build):

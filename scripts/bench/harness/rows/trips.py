@@ -36,6 +36,12 @@ LEAST = {
 NOT_WAITED_FOR = {"Forget", "BatchForget", "Release", "Releasedir", "Interrupt"}
 
 
+def waited_for(report):
+    """Returns the number of requests that the one task of a report waited for."""
+    requests = json.loads(report.read_text())[0]["served"]["requests"]
+    return sum(count for name, count in requests.items() if name not in NOT_WAITED_FOR)
+
+
 class RoundTrips(Row):
     name = "round-trips"
     title = "requests that a program waits for, by operation"
@@ -89,5 +95,4 @@ class RoundTrips(Row):
         done = subprocess.run(command, cwd=project.path, env=project.env, capture_output=True, check=False)
         if done.returncode != DISCARDED:
             raise Failed(f"{case} ended with {done.returncode}: {done.stderr.decode()}")
-        requests = json.loads(file.read_text())[0]["served"]["requests"]
-        return sum(count for name, count in requests.items() if name not in NOT_WAITED_FOR)
+        return waited_for(file)

@@ -1,14 +1,13 @@
 """Single kinds of file system work in a view, timed from inside of it."""
 
-import json
 import os
 import shutil
 import subprocess
 
 from harness.files import fill, listing
-from harness.measure import Failed, timed
+from harness.measure import Failed, timed, wait_until
 from harness.row import Bar, Row, Variant
-from harness.rows.trips import NOT_WAITED_FOR
+from harness.rows.trips import waited_for
 
 
 class InView(Row):
@@ -50,8 +49,7 @@ class InView(Row):
             if "no passthrough" in variant.name:
                 how.append("--no-passthrough")
             sample = self.project[variant.transport].run(*how, "--", *command)
-            served = json.loads(report.read_text())[0]["served"]["requests"]
-            requests["requests"] = sum(count for name, count in served.items() if name not in NOT_WAITED_FOR)
+            requests["requests"] = waited_for(report)
         else:
             sample = timed(command, self.place(variant), self.lab.env, self.lab.log)
         seconds = int(clock.read_text().split()[0]) / 1e9
@@ -157,6 +155,7 @@ class Trees(InView):
     )
     rounds = 3
     seconds = 280
+    full, quick = 20_000, 2_000
     commands = {
         "cat": ["sh", "-c", "find src -type f -print0 | xargs -0 cat >/dev/null"],
         "cp -r": ["cp", "-r", "src", "made"],
@@ -173,8 +172,8 @@ class Trees(InView):
         ]
 
     def setup(self, case):
-        self.bare("trees")
-        count = 2_000 if self.lab.options.quick else 20_000
+        self.bare(self.name)
+        count = self.quick if self.lab.options.quick else self.full
         self.master = self.lab.place / "master"
         fill(self.master / "src", count, 1024)
         subprocess.run(["tar", "-cf", self.master / "src.tar", "-C", self.master / "src", "."], check=True)
@@ -187,7 +186,7 @@ class Trees(InView):
         shutil.copy(self.master / "src.tar", place / "src.tar")
 
     def measure(self, case, variant):
-        mounts = {"overlayfs": self.overlay, "fuse-overlayfs": self.overlay, "bindfs": self.bindfs}
+        mounts = self.mounts()
         if variant.name not in mounts:
             return self.inside(variant, self.commands[case])
         point = self.lab.place / "point"
@@ -200,6 +199,10 @@ class Trees(InView):
             return {**sample, "seconds": int(clock.read_text().split()[0]) / 1e9}
         finally:
             subprocess.run(["umount", point], check=True)
+
+    def mounts(self):
+        """Returns what mounts the file systems that are not ours."""
+        return {"overlayfs": self.overlay, "fuse-overlayfs": self.overlay, "bindfs": self.bindfs}
 
     def overlay(self, name, point):
         """Mounts a writable layer over the directory, as a view is one."""
@@ -218,6 +221,36 @@ class Trees(InView):
     def bindfs(self, name, point):
         """Mirrors the directory."""
         subprocess.run([self.lab.peers.get(name), self.bare_path, point], check=True)
+
+
+class Mirrors(Trees):
+    """`Trees` with few enough files for libfuse's example, which keeps each open, under a usual limit."""
+
+    name = "mirrors"
+    title = "8 k small files, beside mirrors that record nothing, over io_uring"
+    bars = (
+        Bar("view uring", 1.0, "passthrough_hp", cases=("cat",)),
+        Bar("view uring", 1.2, "passthrough_hp", cases=("cp -r", "tar -x", "rm -r")),
+    )
+    rounds = 5
+    seconds = 90
+    full, quick = 8_000, 1_000
+
+    def variants(self, case):
+        return [Variant("bare"), *self.served("view"), *self.per_peer("passthrough_hp")]
+
+    def mounts(self):
+        return {"passthrough_hp": self.passthrough}
+
+    def passthrough(self, name, point):
+        """Mirrors the directory, its files read and written by the kernel."""
+        program = self.lab.peers.get(name)
+        with open(self.lab.log, "ab") as log:
+            # It stays in the foreground, until it is unmounted.
+            subprocess.Popen(
+                [program, "--foreground", "-o", "io_uring", self.bare_path, point], stdout=log, stderr=log
+            )
+        wait_until(lambda: os.path.ismount(point), f"{name} mounts")
 
 
 class Io(InView):
