@@ -124,10 +124,32 @@ class NpmCi(Build):
         return project
 
 
+# Takes a repository `origin` with branches `main` and `other`.
+GIT_WORK = ["sh", "-c", "git clone -q origin made && cd made && git checkout -q other && git checkout -q main"]
+
+
+def make_repository(lab, origin, count):
+    """Makes a repository with two branches whose files all differ."""
+
+    def git(*arguments):
+        who = ("-c", "user.name=bench", "-c", "user.email=bench@example.org")
+        timed(["git", *who, *arguments], origin, lab.env, lab.log)
+
+    origin.mkdir()
+    git("init", "-q", "-b", "main")
+    for branch, size_bytes in (("main", 2_000), ("other", 2_001)):
+        shutil.rmtree(origin / "src", ignore_errors=True)
+        fill(origin / "src", count, size_bytes)
+        git("checkout", "-q", "-B", branch)
+        git("add", "-A")
+        git("commit", "-q", "-m", branch)
+    git("checkout", "-q", "main")
+
+
 class Git(Build):
     name = "git"
     title = "git clone of 5 k files, and a checkout of other contents and back"
-    command = {"": ["sh", "-c", "git clone -q origin made && cd made && git checkout -q other && git checkout -q main"]}
+    command = {"": GIT_WORK}
     made = ("made",)
     bars = (Bar("view", 1.5, "bare"),)
     rounds = 5
@@ -135,20 +157,5 @@ class Git(Build):
 
     def prepared(self, name, transport):
         project = self.lab.project(name, "", transport)
-        origin = project.path / "origin"
-        count = 1_000 if self.lab.options.quick else 5_000
-
-        def git(*arguments):
-            who = ("-c", "user.name=bench", "-c", "user.email=bench@example.org")
-            timed(["git", *who, *arguments], origin, project.env, self.lab.log)
-
-        origin.mkdir()
-        git("init", "-q", "-b", "main")
-        for branch, size_bytes in (("main", 2_000), ("other", 2_001)):
-            shutil.rmtree(origin / "src", ignore_errors=True)
-            fill(origin / "src", count, size_bytes)
-            git("checkout", "-q", "-B", branch)
-            git("add", "-A")
-            git("commit", "-q", "-m", branch)
-        git("checkout", "-q", "main")
+        make_repository(self.lab, project.path / "origin", 1_000 if self.lab.options.quick else 5_000)
         return project

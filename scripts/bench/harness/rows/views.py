@@ -7,6 +7,7 @@ import subprocess
 from harness.files import fill, listing
 from harness.measure import Failed, timed, wait_until
 from harness.row import Bar, Row, Variant
+from harness.rows.builds import GIT_WORK, make_repository
 from harness.rows.trips import waited_for
 
 
@@ -224,17 +225,34 @@ class Trees(InView):
 
 
 class Mirrors(Trees):
-    """`Trees` with few enough files for libfuse's example, which keeps each open, under a usual limit."""
+    """`Trees` and more, with few enough files for libfuse's example, which keeps each open, under a usual limit."""
 
     name = "mirrors"
-    title = "8 k small files, beside mirrors that record nothing, over io_uring"
+    title = "8 k small files, beside a mirror that records nothing, over io_uring"
     bars = (
         Bar("view uring", 1.0, "passthrough_hp", cases=("cat",)),
-        Bar("view uring", 1.2, "passthrough_hp", cases=("cp -r", "tar -x", "rm -r")),
+        Bar("view uring", 1.2, "passthrough_hp", cases=("cp -r", "tar -x", "rm -r", "node", "opens", "git")),
     )
     rounds = 5
-    seconds = 90
+    seconds = 150
     full, quick = 8_000, 1_000
+
+    def __init__(self, lab):
+        super().__init__(lab)
+        programs = lab.programs
+        self.commands = {
+            **Trees.commands,
+            "node": ["node", programs["read-files"], "src"],
+            "opens": [programs["touch-files"], "open", 10, "list"],
+            "git": GIT_WORK,
+        }
+
+    def setup(self, case):
+        super().setup(case)
+        for place in self.places(case):
+            (place / "list").write_text(listing(self.master / "src", self.master))
+            if case == "git":
+                make_repository(self.lab, place / "origin", 500 if self.lab.options.quick else 2_000)
 
     def variants(self, case):
         return [Variant("bare"), *self.served("view"), *self.per_peer("passthrough_hp")]
