@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use layout::FORMAT_VERSION;
-pub use pack::{PackError, PackProgress, Packed, Packer};
+pub use pack::{AheadPacker, AheadPiece, PackError, PackProgress, Packed, PackedAhead, Packer};
 pub use plan::{Item, Meta, Source};
 pub use reader::Archive;
 pub use record::{DataRef, Extent, Record, RecordKind};

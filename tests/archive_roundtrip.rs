@@ -14,7 +14,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags};
 use vout::archive::restore::restore;
-use vout::archive::{Archive, DiskFile, Item, Meta, Packer, Source};
+use vout::archive::{AheadPacker, Archive, DiskFile, Item, Meta, Packed, PackedAhead, Packer, Source};
 use vout::fs::Timestamp;
 use vout::path::RelPathBuf;
 
@@ -221,6 +221,35 @@ fn items(root: &Path, seen: &BTreeMap<RelPathBuf, Seen>) -> Vec<Item> {
         .collect()
 }
 
+/// Packs all items, some of them ahead: each in a unit of its own, which may be left out again.
+fn pack(out: &File, items: &dyn Fn() -> Vec<Item>, early: &[(prop::sample::Index, bool)]) -> Packed {
+    let (mut all, mut rest) = (items(), items());
+    let link = |item: &Item| if let Source::HardLink(to) = &item.source { Some(to.clone()) } else { None };
+    let linked: Vec<_> = rest.iter().filter_map(link).collect();
+    let mut packer = AheadPacker::new(&Packer::default());
+    let mut ahead = PackedAhead::new(out).unwrap();
+    let mut stays = Vec::new();
+    for (index, keep) in early {
+        let is_alone = |item: &Item| matches!(item.source, Source::File(_)) && !linked.contains(&item.path);
+        let files: Vec<_> = (0..all.len()).filter(|&number| is_alone(&all[number])).collect();
+        if files.is_empty() {
+            break;
+        }
+        let Item { path, meta, source: Source::File(source) } = all.remove(*index.get(&files)) else {
+            unreachable!("only files were selected")
+        };
+        rest.retain(|item| !keep || item.path != path);
+        packer.pack(vec![(path, meta, source)], |piece| ahead.append(piece)).unwrap();
+        ahead.close_unit();
+        stays.push(*keep);
+    }
+    // A unit that was not completed counts for nothing.
+    if let Some(Item { path, meta, source: Source::File(source) }) = all.pop() {
+        packer.pack(vec![(path, meta, source)], |piece| ahead.append(piece)).unwrap();
+    }
+    Packer::default().pack_after(out, (ahead, &|unit| stays[unit]), rest, &|_, _| {}).unwrap()
+}
+
 fn untar(archive: &Path, into: &Path) {
     let output = Command::new("tar")
         .args(["--zstd", "--warning=no-timestamp", "--xattrs", "--xattrs-include=user.*", "-xpf"])
@@ -237,7 +266,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn trees_survive_tar_and_restore(plans in prop::collection::vec(planned(), 0..25)) {
+    fn trees_survive_tar_and_restore(
+        plans in prop::collection::vec(planned(), 0..25),
+        early in prop::collection::vec(any::<(prop::sample::Index, bool)>(), 0..8),
+    ) {
         let dir = tempfile::tempdir().unwrap();
         let [before, by_tar, by_us] = ["before", "by-tar", "by-us"].map(|name| dir.path().join(name));
         for dir in [&before, &by_tar, &by_us] {
@@ -246,9 +278,8 @@ proptest! {
         make(&before, &plans);
         let expected = look(&before);
         let at = dir.path().join("a.tar.zst");
-        let packed = Packer::default()
-            .pack(&File::create(&at).unwrap(), items(&before, &expected), &|_, _| {})
-            .unwrap();
+        let out = File::options().read(true).write(true).create(true).truncate(true).open(&at).unwrap();
+        let packed = pack(&out, &|| items(&before, &expected), &early);
         prop_assert_eq!(packed.records, expected.len() as u64);
 
         let archive = Archive::open(File::open(&at).unwrap(), at.clone()).unwrap();

@@ -1,6 +1,8 @@
 //! Writing archives: files are read and compressed in parallel, and written in order.
 
+mod ahead;
 mod entry;
+mod large;
 mod sink;
 
 use std::collections::VecDeque;
@@ -14,15 +16,16 @@ use thiserror::Error;
 use zstd::bulk::Compressor;
 
 use crate::archive::layout::FRAME_BYTES_MAX;
-use crate::archive::pack::entry::{OpenSource, pack_small};
+pub use crate::archive::pack::ahead::{AheadPacker, AheadPiece, PackedAhead};
+use crate::archive::pack::entry::pack_small;
+use crate::archive::pack::large::pack_large;
 use crate::archive::pack::sink::Sink;
-use crate::archive::plan::{Item, Planned, What, plan};
-use crate::archive::reader::hash_hole;
+use crate::archive::plan::{Item, Meta, Planned, What, plan};
 use crate::archive::record::Record;
 use crate::archive::tar_entry;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::fs::FileKind;
-use crate::path::RelPathBuf;
+use crate::path::{RelPath, RelPathBuf};
 
 /// What an entry is taken to need beside its data and names.
 const ENTRY_OVERHEAD_BYTES: usize = 1024;
@@ -161,15 +164,35 @@ impl Packer {
         items: Vec<Item>,
         progress: PackProgress<'_>,
     ) -> Result<Packed, PackError> {
-        let planned = plan(items)?;
-        let packer = Self {
-            pack_bytes: self.pack_bytes.clamp(1, FRAME_BYTES_MAX / 8),
-            split_bytes: self.split_bytes.clamp(64 * 1024, FRAME_BYTES_MAX / 8),
-            frames_in_flight_max: self.frames_in_flight_max.max(1),
-            level: self.level,
-        };
-        let compressors = Compressors { level: packer.level, idle: Mutex::default() };
-        let mut sink = Sink::new(WriteBehind::new(out), progress);
+        let sink = Sink::new(WriteBehind::new(out).map_err(PackError::Output)?, progress);
+        self.pack_into(sink, plan(items, &[])?)
+    }
+
+    /// As [`pack`](Self::pack), but the archive begins with those units of `ahead` that `keep` names by number.
+    ///
+    /// They are no items any more. Their order is that in which they were packed, so the bytes depend on it.
+    ///
+    /// # Errors
+    /// [`PackError`]; then `out`, which is the file that `ahead` was made of, holds something useless.
+    pub fn pack_after(
+        &self,
+        out: &File,
+        (ahead, keep): (PackedAhead, &dyn Fn(usize) -> bool),
+        items: Vec<Item>,
+        progress: PackProgress<'_>,
+    ) -> Result<Packed, PackError> {
+        let units = ahead.settle(keep).map_err(PackError::Output)?;
+        let records = || units.iter().flat_map(|unit| &unit.records);
+        let planned = plan(items, &records().map(|record| &record.path).collect::<Vec<_>>())?;
+        let mut sink = Sink::new(WriteBehind::new(out).map_err(PackError::Output)?, progress);
+        sink.reserve(planned.len() + records().count());
+        units.into_iter().for_each(|unit| sink.adopt(unit));
+        self.pack_into(sink, planned)
+    }
+
+    fn pack_into(&self, mut sink: Sink<'_>, planned: Vec<Planned>) -> Result<Packed, PackError> {
+        let packer = self.bounded();
+        let compressors = Compressors::new(packer.level);
         rayon::in_place_scope(|scope| {
             let mut pipeline = Pipeline {
                 packer: &packer,
@@ -182,20 +205,30 @@ impl Packer {
         })?;
         sink.finish()
     }
+
+    /// Returns these settings as far as the format allows them.
+    fn bounded(&self) -> Self {
+        Self {
+            pack_bytes: self.pack_bytes.clamp(1, FRAME_BYTES_MAX / 8),
+            split_bytes: self.split_bytes.clamp(64 * 1024, FRAME_BYTES_MAX / 8),
+            frames_in_flight_max: self.frames_in_flight_max.max(1),
+            level: self.level,
+        }
+    }
 }
 
 /// A file that goes to the disk while more is written, so that whoever makes it durable in the end does not wait for
 /// all of it.
-struct WriteBehind<'a> {
-    out: &'a File,
+struct WriteBehind {
+    out: File,
     unsynced_bytes: usize,
     /// Tells the thread that waits for the disk.
     written: Option<SyncSender<()>>,
 }
 
-impl<'a> WriteBehind<'a> {
-    fn new(out: &'a File) -> Self {
-        Self { out, unsynced_bytes: 0, written: None }
+impl WriteBehind {
+    fn new(out: &File) -> io::Result<Self> {
+        Ok(Self { out: out.try_clone()?, unsynced_bytes: 0, written: None })
     }
 
     fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -222,12 +255,12 @@ impl<'a> WriteBehind<'a> {
 }
 
 /// Hands work to the threads of the pool and takes results back in order.
-struct Pipeline<'a, 'scope> {
+struct Pipeline<'a, 'scope, 'sink> {
     packer: &'a Packer,
     scope: &'a rayon::Scope<'scope>,
     compressors: &'scope Compressors,
     waiting: VecDeque<Receiver<Result<Piece, PackError>>>,
-    sink: &'a mut Sink<'scope>,
+    sink: &'a mut Sink<'sink>,
 }
 
 /// A piece of the archive, ready to be written.
@@ -253,23 +286,28 @@ struct Stored {
     hash: Digest,
 }
 
-impl<'scope> Pipeline<'_, 'scope> {
+impl<'scope> Pipeline<'_, 'scope, '_> {
     fn run(&mut self, planned: Vec<Planned>) -> Result<(), PackError> {
         let mut batch = Vec::new();
         let mut batch_bytes = 0;
         for entry in planned {
-            let data_bytes = match &entry.what {
-                What::File { source, .. } => usize::try_from(source.size_bytes()).unwrap_or(usize::MAX),
-                What::Dir | What::ImpliedDir | What::Symlink(_) | What::HardLink(_) | What::Absent => 0,
+            let (data_bytes, link_bytes) = match &entry.what {
+                What::File { source, .. } => (usize::try_from(source.size_bytes()).unwrap_or(usize::MAX), 0),
+                What::Symlink(target) => (0, target.len()),
+                What::HardLink(target) => (0, target.as_bytes().len()),
+                What::Dir | What::ImpliedDir | What::Absent => (0, 0),
             };
             let is_large = data_bytes > self.packer.split_bytes;
-            let entry_bytes = data_bytes.saturating_add(overhead_bytes(&entry));
+            let entry_bytes = data_bytes.saturating_add(overhead_bytes(&entry.path, &entry.meta, link_bytes));
             if !batch.is_empty() && (is_large || batch_bytes + entry_bytes > self.packer.pack_bytes) {
                 self.submit_batch(std::mem::take(&mut batch))?;
                 batch_bytes = 0;
             }
             if is_large {
-                self.pack_large(entry)?;
+                // Read and hashed here, and compressed on all threads.
+                pack_large(&entry, self.packer.split_bytes, |raw, piece| {
+                    self.submit(move |compressors| compressors.compress(&raw, piece))
+                })?;
             } else {
                 batch_bytes += entry_bytes;
                 batch.push(entry);
@@ -297,46 +335,6 @@ impl<'scope> Pipeline<'_, 'scope> {
             }
             compressors.compress(&raw, piece)
         })
-    }
-
-    /// Reads and hashes a file of several frames here, and has the frames compressed.
-    fn pack_large(&mut self, entry: Planned) -> Result<(), PackError> {
-        let Planned { path, meta, what: What::File { source, names } } = &entry else { return Ok(()) };
-        let open = OpenSource::open(path, &**source)?;
-        let mut raw = tar_entry::encode(path, meta, &open.body());
-        let header_bytes = raw.len();
-        let mut is_base = true;
-        let mut hasher = Hasher::default();
-        let mut position = 0;
-        let mut unreported = 0;
-        for extent in open.stored() {
-            hash_hole(&mut hasher, extent.offset - position);
-            position = extent.offset;
-            while position < extent.end() {
-                let room = self.packer.split_bytes.saturating_sub(raw.len()).max(1);
-                let length = room.min(usize::try_from(extent.end() - position).unwrap_or(usize::MAX));
-                let start = raw.len();
-                raw.resize(start + length, 0);
-                open.read(position, &mut raw[start..])?;
-                hasher.update(&raw[start..]);
-                position += length as u64;
-                unreported += length as u64;
-                if raw.len() >= self.packer.split_bytes {
-                    let piece = Piece { is_base, bytes: unreported, ..Piece::default() };
-                    (is_base, unreported) = (false, 0);
-                    let full = std::mem::replace(&mut raw, Vec::with_capacity(self.packer.split_bytes));
-                    self.submit(move |compressors| compressors.compress(&full, piece))?;
-                }
-            }
-        }
-        hash_hole(&mut hasher, open.size_bytes - position);
-        open.check_end()?;
-        raw.extend_from_slice(tar_entry::padding(open.stored_bytes()));
-        let record = open.record(&entry, header_bytes as u64, hasher.finish());
-        let linked = (*names > 1).then(|| path.clone()).into_iter().collect();
-        let piece =
-            Piece { is_base, records: vec![record], linked, files: 1, bytes: unreported, ..Piece::default() };
-        self.submit(move |compressors| compressors.compress(&raw, piece))
     }
 
     fn submit(
@@ -379,14 +377,16 @@ fn take(piece: &Receiver<Result<Piece, PackError>>) -> Result<Piece, PackError> 
     }
 }
 
-fn overhead_bytes(entry: &Planned) -> usize {
-    let link_bytes = match &entry.what {
-        What::Symlink(target) => target.len(),
-        What::HardLink(target) => target.as_bytes().len(),
-        What::Dir | What::ImpliedDir | What::Absent | What::File { .. } => 0,
-    };
-    let xattrs_bytes: usize = entry.meta.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-    ENTRY_OVERHEAD_BYTES + entry.path.as_bytes().len() + link_bytes + xattrs_bytes
+/// Returns what an entry takes in a frame beside its data.
+fn overhead_bytes(path: &RelPath, meta: &Meta, link_bytes: usize) -> usize {
+    let xattrs_bytes: usize = meta.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    ENTRY_OVERHEAD_BYTES + path.as_bytes().len() + link_bytes + xattrs_bytes
+}
+
+/// Returns the size of a frame as the format holds it.
+fn frame_bytes(bytes: usize) -> io::Result<u32> {
+    let fits = u32::try_from(bytes).ok().filter(|_| bytes <= FRAME_BYTES_MAX);
+    fits.ok_or_else(|| io::Error::other("a frame is too large"))
 }
 
 /// Contexts of zstd, which are dear to make.
@@ -396,6 +396,10 @@ struct Compressors {
 }
 
 impl Compressors {
+    fn new(level: i32) -> Self {
+        Self { level, idle: Mutex::default() }
+    }
+
     fn compress(&self, raw: &[u8], mut piece: Piece) -> Result<Piece, PackError> {
         if raw.is_empty() {
             return Ok(piece);

@@ -6,8 +6,9 @@ use std::io;
 use rayon::prelude::*;
 
 use crate::archive::frames::Frame;
-use crate::archive::layout::{FRAME_BYTES_MAX, SKIPPABLE_HEADER_BYTES, TOC_FRAME_MAGIC};
-use crate::archive::pack::{PackError, PackProgress, Packed, Piece, Stored, WriteBehind};
+use crate::archive::layout::{SKIPPABLE_HEADER_BYTES, TOC_FRAME_MAGIC};
+use crate::archive::pack::ahead::{PlacedFrame, Unit};
+use crate::archive::pack::{PackError, PackProgress, Packed, Piece, Stored, WriteBehind, frame_bytes};
 use crate::archive::reader::{encode_seek_table, skippable_header};
 use crate::archive::record::{Record, RecordKind};
 use crate::archive::toc_writer::TocWriter;
@@ -15,7 +16,7 @@ use crate::path::RelPathBuf;
 
 /// Writes pieces in order and gives their records the final offsets.
 pub(super) struct Sink<'a> {
-    out: WriteBehind<'a>,
+    out: WriteBehind,
     progress: PackProgress<'a>,
     toc: TocWriter,
     /// In the order of the stream, which is not that of the table of contents.
@@ -31,7 +32,7 @@ pub(super) struct Sink<'a> {
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(out: WriteBehind<'a>, progress: PackProgress<'a>) -> Self {
+    pub(super) fn new(out: WriteBehind, progress: PackProgress<'a>) -> Self {
         Self {
             out,
             progress,
@@ -51,22 +52,10 @@ impl<'a> Sink<'a> {
             self.base = self.stream_offset;
         }
         if let Some(Stored { bytes: stored, raw_bytes, hash }) = piece.frame {
-            let size = |bytes: usize| {
-                let fits = u32::try_from(bytes).ok().filter(|_| bytes <= FRAME_BYTES_MAX);
-                fits.ok_or_else(|| PackError::Output(io::Error::other("a frame is too large")))
-            };
-            let (stored_bytes, raw_bytes) = (size(stored.len())?, size(raw_bytes)?);
+            let size = |bytes| frame_bytes(bytes).map_err(PackError::Output);
+            let frame = PlacedFrame { stored_bytes: size(stored.len())?, raw_bytes: size(raw_bytes)?, hash };
             self.out.write_all_at(&stored, self.file_offset).map_err(PackError::Output)?;
-            self.toc.push_frame(Frame {
-                stream_offset: self.stream_offset,
-                file_offset: self.file_offset,
-                raw_bytes,
-                stored_bytes,
-                hash,
-            });
-            self.frames.push((stored_bytes, raw_bytes));
-            self.file_offset += u64::from(stored_bytes);
-            self.stream_offset += u64::from(raw_bytes);
+            self.place(&frame);
         }
         for path in piece.linked {
             self.carriers.insert(path, None);
@@ -76,6 +65,30 @@ impl<'a> Sink<'a> {
         }
         (self.progress)(piece.files, piece.bytes);
         Ok(())
+    }
+
+    /// Makes room for what is known to come.
+    pub(super) fn reserve(&mut self, records: usize) {
+        self.records.reserve(records);
+    }
+
+    /// Takes what is in the file already, behind all that was written so far.
+    pub(super) fn adopt(&mut self, unit: Unit) {
+        debug_assert_eq!(unit.start, self.file_offset, "units follow each other");
+        self.base = self.stream_offset;
+        unit.frames.iter().for_each(|frame| self.place(frame));
+        unit.records.into_iter().for_each(|record| self.push(record));
+        (self.progress)(unit.files, unit.bytes);
+    }
+
+    /// Notes a frame that is at the end of the file.
+    fn place(&mut self, frame: &PlacedFrame) {
+        let PlacedFrame { stored_bytes, raw_bytes, hash } = *frame;
+        let (stream_offset, file_offset) = (self.stream_offset, self.file_offset);
+        self.toc.push_frame(Frame { stream_offset, file_offset, raw_bytes, stored_bytes, hash });
+        self.frames.push((stored_bytes, raw_bytes));
+        self.file_offset += u64::from(stored_bytes);
+        self.stream_offset += u64::from(raw_bytes);
     }
 
     fn push(&mut self, mut record: Record) {
