@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,8 @@ impl Courtesy {
         if self.requests < every && !(self.gives_way && self.looked.elapsed() > PAUSE) {
             return;
         }
-        let alone = running(load).is_some_and(|running| running <= 1);
+        let background = BACKGROUND.get().map_or(0, |count| count());
+        let alone = running(load).is_some_and(|running| running.saturating_sub(background) <= 1);
         self.requests = 0;
         self.looked = Instant::now();
         let gives_way = self.found(alone);
@@ -101,6 +102,15 @@ static ALLOWED: LazyLock<bool> = LazyLock::new(|| {
     };
     thread::spawn(there_and_back).join().is_ok_and(|tried| tried.is_ok())
 });
+
+/// Tells how many threads of the machine work for nobody who waits.
+static BACKGROUND: OnceLock<fn() -> u32> = OnceLock::new();
+
+/// Sets who tells how many threads are running that nobody waits for, and that run only where a processor has nothing
+/// else to do: they are not company. The first who is set stays.
+pub fn set_background(count: fn() -> u32) {
+    BACKGROUND.get_or_init(|| count);
+}
 
 /// Returns how many threads of the machine are running or want to, the calling one included.
 fn running(load: &File) -> Option<u32> {

@@ -55,6 +55,7 @@ pub use self::abi::{
     ReleaseFlags, StatfsOut, Statx, StatxOut, StatxTime, WriteFlags,
 };
 pub use self::config::{Config, RingChoice};
+pub use self::courtesy::set_background;
 pub use self::device::{BackingId, Device};
 pub use self::directory::DirBuffer;
 pub use self::handler::Handler;
