@@ -101,6 +101,7 @@ pub mod graph;
 pub mod index;
 pub mod limits;
 pub mod live;
+pub mod load;
 pub mod logical;
 pub mod materialise;
 pub mod mountinfo;

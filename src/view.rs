@@ -8,6 +8,7 @@
 mod attr;
 mod content;
 mod diff;
+mod made;
 mod names;
 mod node;
 mod ops;
@@ -22,6 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rustix::fs::{Mode, OFlags};
 
 pub use self::diff::{Change, Content, Meta, NewFile, NewObject, Xattrs};
+pub use self::made::Finished;
+use self::made::Made;
 use self::node::Nodes;
 use crate::fs::{FsError, Invalidator, NodeId, Timestamp};
 use crate::index::TaskId;
@@ -48,6 +51,8 @@ pub struct ViewOptions {
     pub passthrough: bool,
     /// Whether extended attributes of the `user.` namespace are served.
     pub xattrs: bool,
+    /// Whether somebody will ask which files are finished while the task runs.
+    pub tells_made: bool,
 }
 
 /// Outputs of a task's earlier runs.
@@ -88,6 +93,8 @@ struct State {
     reopened: HashMap<u64, (Timestamp, Timestamp)>,
     /// What the kernel has to be told of.
     splits: Vec<Split>,
+    /// `None` where nobody asks.
+    made: Option<Made>,
 }
 
 impl State {
@@ -116,7 +123,7 @@ impl View {
     /// Opens a view.
     #[must_use]
     pub fn new(options: ViewOptions) -> Self {
-        let ViewOptions { tree, store, staging, without, passthrough, xattrs } = options;
+        let ViewOptions { tree, store, staging, without, passthrough, xattrs, tells_made } = options;
         let state = State {
             nodes: Nodes::new(),
             recording: Recording::default(),
@@ -126,6 +133,7 @@ impl View {
             with_xattrs: HashSet::new(),
             reopened: HashMap::new(),
             splits: Vec::new(),
+            made: tells_made.then(Made::new),
         };
         let (invalidator, state) = (OnceLock::new(), Mutex::new(state));
         Self { tree, store, staging, without, passthrough, xattrs, invalidator, state }

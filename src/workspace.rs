@@ -7,6 +7,7 @@
 //! | `hit` | puts an entry's outputs in place: as a layer, or written out |
 //! | `restore` | writes outputs into the base |
 //! | `run`, `finish`, `outputs` | a run from its view to its entry and its commit |
+//! | `ahead` | packs outputs while their task still runs |
 //! | `unfinished` | commits that stopped half-way |
 //! | `mounts` | what changes when a live mount comes and goes; recovery |
 //! | `admin` | what people ask about the cache |
@@ -16,6 +17,7 @@
 //! tree and merged tree have locks of their own below these.
 
 mod admin;
+mod ahead;
 mod finish;
 mod hit;
 mod lookup;

@@ -40,6 +40,7 @@ fn fixture(passthrough: bool, fill: impl FnOnce(&std::path::Path)) -> Fixture {
         without: None,
         passthrough,
         xattrs: false,
+        tells_made: false,
     });
     Fixture { view, _dir: dir }
 }

@@ -109,6 +109,7 @@ pub fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(), StartError> {
     set_up_process().map_err(StartError::Process)?;
+    fuse_uring::set_background(vout::load::working_ahead);
     check_socket_directory(&options.socket)?;
     let Some(_claim) = claim(&options.socket)? else {
         tell("ready\n");

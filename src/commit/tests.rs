@@ -29,7 +29,7 @@ pub(crate) enum Op {
 pub(crate) struct Task<'a>(pub(crate) &'a dyn Filesystem);
 
 impl Task<'_> {
-    fn find(&self, path: &str) -> Result<Attr, FsError> {
+    pub(crate) fn find(&self, path: &str) -> Result<Attr, FsError> {
         path.split('/')
             .try_fold(self.0.attr(NodeId::ROOT)?, |dir, name| self.0.lookup(dir.node, name.as_ref()))
     }
@@ -196,6 +196,7 @@ impl Site {
             without: None,
             passthrough: false,
             xattrs: false,
+            tells_made: false,
         });
         Self { dir, view, tree }
     }
@@ -254,7 +255,7 @@ fn stop_everywhere(store: &Arc<Store>, old: &[Op], new: &[Op]) {
     }
 }
 
-fn path() -> impl Strategy<Value = String> {
+pub(crate) fn path() -> impl Strategy<Value = String> {
     let name = || prop::sample::select(vec!["a", "b", "c"]);
     prop_oneof![
         name().prop_map(str::to_owned),
@@ -263,7 +264,7 @@ fn path() -> impl Strategy<Value = String> {
     ]
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(crate) fn op() -> impl Strategy<Value = Op> {
     let mode = prop::sample::select(vec![0o755, 0o500, 0o700, 0o644]);
     prop_oneof![
         4 => (path(), "[xyz]{0,3}").prop_map(|(path, content)| Op::Write(path, content)),

@@ -68,6 +68,7 @@ impl View {
         if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
             self.copy_up(state, id, !flags.contains(OpenFlags::TRUNCATE))?;
         }
+        self.note_use(state, id, flags);
         let node = state.nodes.get(id)?;
         let blob = match &node.body {
             Body::File(FileContent::Lower { .. }) => None,
@@ -131,21 +132,23 @@ impl View {
         let number = self.copy_to_blob(state, &lower, &attr, keep_content)?;
         let content =
             FileContent::Blob(Box::new(Blob { number, renamed: Timestamp::default(), unnamed: false }));
-        match opened {
+        let id = match opened {
             Some(_) if self.passthrough => {
                 let names = state.nodes.get(id)?.names.iter();
                 let names = names.map(|(parent, name)| (parent, name.to_owned())).collect();
                 state.splits.push(Split { node: id, names });
-                state.nodes.split(id, content)
+                state.nodes.split(id, content)?
             }
             opened => {
                 if let Some(opened) = opened {
                     opened.move_to(self.open_blob(state, number)?);
                 }
                 state.nodes.get_mut(id)?.body = Body::File(content);
-                Ok(id)
+                id
             }
-        }
+        };
+        Self::note_made(state, id);
+        Ok(id)
     }
 
     fn copy_to_blob(

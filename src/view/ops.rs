@@ -76,6 +76,7 @@ impl View {
             created = Some(file);
             Ok(body)
         })?;
+        Self::note_made(state, id);
         Ok((id, created.ok_or(FsError::NotFound)?))
     }
 
@@ -178,6 +179,7 @@ impl View {
             id = self.copy_up(state, id, size_bytes != 0)?;
         }
         self.change_attr(state, id, changes)?;
+        self.note_use(state, id, OpenFlags::WRITE);
         self.attr_of(state, node)
     }
 
@@ -376,10 +378,11 @@ impl Filesystem for View {
         parent: NodeId,
         name: &OsStr,
         mode: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
     ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
         let state = &mut *self.lock();
         let (id, file) = self.add_file(state, caller, (parent, name), mode)?;
+        self.note_use(state, id, flags);
         self.created(state, id, file)
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use uuid::Uuid;
 
+use super::ahead::Ahead;
 use super::lookup::{Asked, StoredInputs, filtered};
 use super::outputs::{self, PackedArchive};
 use super::restore::at;
@@ -274,7 +275,8 @@ impl Workspace {
         progress: ProgressSink<'_>,
     ) -> Result<Prepared, NotStored> {
         let outputs = outputs::collect(self, &run.view, &run.asked, changed)?;
-        let packed = self.pack(&outputs, &run.view, progress)?;
+        let ahead = run.ahead.as_ref().and_then(Ahead::take);
+        let packed = self.pack(&outputs, &run.view, ahead, progress)?;
         Ok(Prepared { outputs: outputs.len() as u64, packed })
     }
 

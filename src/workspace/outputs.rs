@@ -12,11 +12,12 @@ use rayon::prelude::*;
 use rustix::fs::AtFlags;
 use uuid::Uuid;
 
+use super::ahead::PackedFiles;
 use super::finish::{Changed, storage};
 use super::lookup::Asked;
 use super::{ProgressSink, Workspace};
 use crate::archive::{ArchivedFile, DiskFile, FileSource, Item, Meta, Packer, Record, RecordKind, Source};
-use crate::base::BaseStat;
+use crate::base::{BaseStat, Identity};
 use crate::claim::still_describes;
 use crate::fs::{FileKind, NodeId};
 use crate::path::{RelPath, RelPathBuf};
@@ -41,6 +42,16 @@ enum What {
     Real(BaseStat),
     /// It is in the task's layer.
     Virtual(Arc<Layer>, Record),
+}
+
+impl Output {
+    /// Returns the node of a file that the run changed.
+    fn node(&self) -> Option<NodeId> {
+        match &self.what {
+            What::Changed(NewObject::File(file)) => Some(file.node),
+            _ => None,
+        }
+    }
 }
 
 /// A packed archive that has no name yet.
@@ -174,21 +185,27 @@ impl Workspace {
         &self,
         outputs: &[Output],
         view: &View,
+        ahead: Option<PackedFiles>,
         progress: ProgressSink<'_>,
     ) -> Result<Option<PackedArchive>, NotStored> {
         if outputs.is_empty() {
             return Ok(None);
         }
-        let mut names = FirstNames::default();
         let staged: Vec<_> =
             outputs.par_iter().map(|output| staged(output, view)).collect::<Result<_, _>>()?;
+        let standing =
+            ahead.as_ref().map(|ahead| ahead.standing(&view.take_finished(), now(outputs, &staged)));
+        let standing = standing.unwrap_or_default();
+        let mut names = FirstNames::default();
         let items: Vec<_> = outputs
             .iter()
             .zip(staged)
+            .filter(|(output, _)| output.node().is_none_or(|node| !standing.nodes.contains(&node)))
             .map(|(output, staged)| self.item(output, staged, view, &mut names))
             .collect::<Result<_, _>>()?;
-        let files_total = items.len() as u64;
-        let bytes_total = items.iter().map(item_bytes).sum();
+        let files_total = outputs.len() as u64;
+        let bytes_total = standing.bytes + items.iter().map(item_bytes).sum::<u64>();
+        tracing::debug!(files = files_total, ahead = standing.nodes.len(), "outputs are packed");
         let done = Mutex::new((0, 0));
         let tell = |files: u64, bytes: u64| {
             let (files_done, bytes_done) = {
@@ -199,8 +216,19 @@ impl Workspace {
             let stage = Stage::Packing;
             progress(Progress { stage, files_done, files_total, bytes_done, bytes_total });
         };
-        let temp = self.store.create_temp().map_err(storage)?;
-        let packed = Packer::default().pack(temp.file(), items, &tell).map_err(storage)?;
+        let (temp, packed) = match ahead {
+            Some(PackedFiles { temp, archive, .. }) => {
+                let keep = |unit: usize| standing.units[unit];
+                let packed = Packer::default().pack_after(temp.file(), (archive, &keep), items, &tell);
+                (temp, packed)
+            }
+            None => {
+                let temp = self.store.create_temp().map_err(storage)?;
+                let packed = Packer::default().pack(temp.file(), items, &tell);
+                (temp, packed)
+            }
+        };
+        let packed = packed.map_err(storage)?;
         let (archive_bytes, content_bytes) = (packed.archive_bytes, packed.content_bytes);
         Ok(Some(PackedArchive { file: temp, archive_bytes, content_bytes }))
     }
@@ -323,7 +351,18 @@ fn file_source(linked: Option<RelPathBuf>, open: impl FnOnce() -> Box<dyn FileSo
 struct Staged {
     name: RelPathBuf,
     meta: Meta,
-    size_bytes: u64,
+    identity: Identity,
+}
+
+/// Returns what the blobs of outputs are now.
+fn now<'a>(
+    outputs: &'a [Output],
+    staged: &'a [Option<Staged>],
+) -> impl Iterator<Item = (NodeId, &'a RelPath, &'a Identity, &'a Meta)> {
+    outputs.iter().zip(staged).filter_map(|(output, staged)| {
+        let staged = staged.as_ref()?;
+        Some((output.node()?, &*output.path, &staged.identity, &staged.meta))
+    })
 }
 
 /// Examines the blob of an output that is one.
@@ -337,19 +376,20 @@ fn staged(output: &Output, view: &View) -> Result<Option<Staged>, NotStored> {
     if *xattrs {
         meta.xattrs = view.blob_xattrs(path).map_err(storage)?;
     }
-    Ok(Some(Staged { name: path.clone(), meta, size_bytes: stat.identity.size_bytes }))
+    Ok(Some(Staged { name: path.clone(), meta, identity: stat.identity }))
 }
 
 impl Staged {
     fn item(self, view: &View, linked: Option<RelPathBuf>) -> (Meta, Source) {
-        let Self { name: path, meta, size_bytes } = self;
+        let Self { name: path, meta, identity } = self;
+        let size_bytes = identity.size_bytes;
         let dir: &Arc<OwnedFd> = view.staging();
         let source = file_source(linked, || Box::new(DiskFile { dir: Arc::clone(dir), path, size_bytes }));
         (meta, source)
     }
 }
 
-fn stat_meta(stat: &BaseStat) -> Meta {
+pub(super) fn stat_meta(stat: &BaseStat) -> Meta {
     let mtime = stat.identity.mtime;
     Meta { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime, xattrs: Vec::new() }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
+use super::ahead::Ahead;
 use super::lookup::{Asked, Lookup};
 use super::{Begun, Committed, InPlace, ProgressSink, RunOptions, Workspace, WorkspaceError, chain, lock};
 use crate::fs::{Filesystem, FsError, Invalidator};
@@ -25,6 +26,8 @@ pub struct Run {
     pub(super) id: Uuid,
     pub(super) asked: Asked,
     pub(super) view: Arc<View>,
+    /// Packs what is finished before the task is. `None` where nothing is stored.
+    pub(super) ahead: Option<Ahead>,
     /// Whether its result goes into the cache.
     pub(super) stores: bool,
     /// Number of the first commit that may be a hazard.
@@ -178,9 +181,11 @@ impl Workspace {
             without: asked.spec.clean.then(|| asked.earlier()),
             passthrough: serving.passthrough,
             xattrs: serving.xattrs,
+            tells_made: stores,
         }));
+        let ahead = if stores { Ahead::start(&view, &self.store, asked.output.clone()) } else { None };
         let started = self.commit_number();
-        Ok(Run { id, asked, view, stores, started })
+        Ok(Run { id, asked, view, ahead, stores, started })
     }
 
     /// Discards a run and all it wrote.

@@ -14,24 +14,24 @@ use crate::report::NotStored;
 use crate::task::{FilterSpec, MtimePolicy};
 
 /// A workspace and where its store is.
-struct Site {
+pub(super) struct Site {
     dir: TempDir,
     store: PathBuf,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         fs::create_dir(dir.path().join("ws")).unwrap();
         let store = dir.path().join("store");
         Self { dir, store }
     }
 
-    fn root(&self) -> PathBuf {
+    pub(super) fn root(&self) -> PathBuf {
         self.dir.path().join("ws")
     }
 
-    fn open(&self) -> Result<Workspace, WorkspaceError> {
+    pub(super) fn open(&self) -> Result<Workspace, WorkspaceError> {
         Workspace::open(OpenOptions {
             root: self.root(),
             root_dir: File::open(self.root()).unwrap().into(),
@@ -50,11 +50,11 @@ impl Site {
 }
 
 /// A small file system; gone when dropped.
-struct SmallDisk(PathBuf);
+pub(super) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// `None` where this process may not mount.
-    fn at(dir: &Path, size: &str) -> Option<Self> {
+    pub(super) fn at(dir: &Path, size: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root can mount a small file system");
             return None;
@@ -81,7 +81,7 @@ impl Drop for SmallDisk {
     }
 }
 
-fn spec(name: &str) -> TaskSpec {
+pub(super) fn spec(name: &str) -> TaskSpec {
     TaskSpec {
         name: name.into(),
         commands: Vec::new(),
@@ -97,20 +97,20 @@ fn spec(name: &str) -> TaskSpec {
     }
 }
 
-fn begin(workspace: &Workspace, name: &str) -> Result<Begun, WorkspaceError> {
+pub(super) fn begin(workspace: &Workspace, name: &str) -> Result<Begun, WorkspaceError> {
     let serving = Serving { passthrough: false, ..Serving::default() };
     workspace.begin(spec(name), RunOptions { cache: CacheMode::ReadWrite, serving }, &|_| ())
 }
 
 #[track_caller]
-fn miss(begun: Result<Begun, WorkspaceError>) -> (Run, MissReason) {
+pub(super) fn miss(begun: Result<Begun, WorkspaceError>) -> (Run, MissReason) {
     match begun.unwrap() {
         Begun::Miss { run, reason } => (run, reason),
         Begun::Hit { .. } => panic!("a hit"),
     }
 }
 
-fn finish(workspace: &Workspace, run: Run) -> Result<FinishReport, WorkspaceError> {
+pub(super) fn finish(workspace: &Workspace, run: Run) -> Result<FinishReport, WorkspaceError> {
     let outcome = Outcome { exit_code: 0, interrupted: false, outlived: Vec::new(), duration_ms: 1 };
     workspace.finish(run, &outcome, &[], None, &|_| ())
 }
@@ -138,7 +138,7 @@ fn not_stored(report: &FinishReport, word: &str) {
     assert!(reason.contains(word), "{reason}");
 }
 
-fn random(bytes: u64) -> Vec<u8> {
+pub(super) fn random(bytes: u64) -> Vec<u8> {
     let mut random = Vec::new();
     File::open("/dev/urandom").unwrap().take(bytes).read_to_end(&mut random).unwrap();
     random

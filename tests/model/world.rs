@@ -298,6 +298,7 @@ impl World {
             without: None,
             passthrough,
             xattrs: true,
+            tells_made: false,
         }))
     }
 

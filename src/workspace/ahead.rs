@@ -1,0 +1,232 @@
+//! Packing outputs while their task still runs.
+//!
+//! A file that was made, closed, and left alone for a while goes into the archive before the task ends, on a thread
+//! that works only while a processor has nothing else to do. At the end each is compared with what it was then; what
+//! was changed, moved or removed is left out again, with what shares its frame, and packed like everything else.
+
+mod worker;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use self::worker::{Candidate, Next, Pace, Worker};
+use super::lock;
+#[cfg(test)]
+use crate::archive::PackError;
+use crate::archive::{Meta, PackedAhead};
+use crate::base::Identity;
+use crate::filter::Filter;
+use crate::fs::NodeId;
+use crate::load::{Asleep, IdleProcessor, Working};
+use crate::path::{RelPath, RelPathBuf};
+use crate::store::{Store, TempFile};
+use crate::view::View;
+
+/// A file that was left alone for so long may be finished.
+const QUIET: Duration = Duration::from_millis(400);
+
+/// Between two looks for finished files, and for a processor with nothing to do.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const BUSY_PAUSE_MIN: Duration = Duration::from_millis(1);
+const BUSY_PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// Steps back for whoever shares the processor. Not as far as one can: what was begun is also to be finished.
+const NICE: i32 = 10;
+
+/// Packs the outputs of one run ahead. Dropping it ends that.
+pub(super) struct Ahead {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// What the thread works with, for as long as a step takes.
+    worker: Mutex<Worker>,
+    /// A leaf in the lock order; held while a frame is written, too.
+    state: Mutex<State>,
+    over: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_over: bool,
+    packed: Option<PackedFiles>,
+}
+
+/// Files in an archive that is not complete.
+pub(super) struct PackedFiles {
+    pub(super) temp: TempFile,
+    pub(super) archive: PackedAhead,
+    files: HashMap<NodeId, PackedFile>,
+    /// How many files each unit holds.
+    units: Vec<usize>,
+}
+
+struct PackedFile {
+    unit: usize,
+    file: File,
+}
+
+/// A file as it was when it was packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct File {
+    pub(super) path: RelPathBuf,
+    pub(super) identity: Identity,
+    pub(super) meta: Meta,
+}
+
+impl Ahead {
+    /// Starts to look for finished files. `None` where that cannot be.
+    pub(super) fn start(view: &Arc<View>, store: &Arc<Store>, output: Filter) -> Option<Self> {
+        let idle = IdleProcessor::new()?;
+        let worker = Mutex::new(Worker::new(view, store, output));
+        let shared = Arc::new(Shared { worker, state: Mutex::default(), over: Condvar::new() });
+        let work = {
+            let shared = Arc::clone(&shared);
+            move || {
+                if rustix::process::nice(NICE).is_ok() {
+                    let _working = Working::begin();
+                    shared.work(&idle);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("pack-ahead".into()).spawn(work).ok()?;
+        Some(Self { shared, thread: Some(thread) })
+    }
+
+    /// Ends the packing, and returns what was packed. Does not wait for what is under way.
+    pub(super) fn take(&self) -> Option<PackedFiles> {
+        self.shared.end()
+    }
+
+    /// Packs everything that is closed, however busy the machine is and however new the files.
+    #[cfg(test)]
+    pub(super) fn pack_now(&self) -> Result<(), PackError> {
+        let mut worker = lock(&self.shared.worker);
+        let pace = Pace { quiet: Duration::ZERO, idle: None };
+        while worker.step(&self.shared, &pace)? == Next::More {}
+        worker.pack(&self.shared, &pace)
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        drop(self.shared.end());
+        if let Some(thread) = self.thread.take() {
+            // It has been told before, so it waits for nothing; how it ended says nothing.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Shared {
+    fn end(&self) -> Option<PackedFiles> {
+        let packed = {
+            let mut state = lock(&self.state);
+            state.is_over = true;
+            state.packed.take()
+        };
+        self.over.notify_all();
+        packed
+    }
+
+    fn work(&self, idle: &IdleProcessor) {
+        let pace = Pace { quiet: QUIET, idle: Some(idle) };
+        let mut pause = LOOK_EVERY;
+        while !self.is_over_after(pause) && !self.is_over_once_idle(idle) {
+            let next = lock(&self.worker).step(self, &pace);
+            pause = match next {
+                Ok(Next::More) => Duration::ZERO,
+                Ok(Next::Wait) => LOOK_EVERY,
+                Err(error) => {
+                    tracing::debug!(error = super::chain(&error), "nothing more is packed ahead");
+                    return drop(self.end());
+                }
+            };
+        }
+    }
+
+    /// Waits for a processor with nothing else to do, and returns whether it is over.
+    fn is_over_once_idle(&self, idle: &IdleProcessor) -> bool {
+        let mut pause = BUSY_PAUSE_MIN;
+        while !idle.is_there() {
+            if self.is_over_after(pause) {
+                return true;
+            }
+            pause = (2 * pause).min(BUSY_PAUSE_MAX);
+        }
+        false
+    }
+
+    fn is_over_after(&self, pause: Duration) -> bool {
+        let state = lock(&self.state);
+        if pause.is_zero() {
+            return state.is_over;
+        }
+        let _asleep = Asleep::begin();
+        let waited = self.over.wait_timeout_while(state, pause, |state| !state.is_over);
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_over
+    }
+
+    /// Lets `change` have what is packed so far, unless it is over.
+    fn with_packed<T>(&self, change: impl FnOnce(&mut PackedFiles) -> io::Result<T>) -> io::Result<T> {
+        let mut state = lock(&self.state);
+        change(state.packed.as_mut().ok_or(io::ErrorKind::Interrupted)?)
+    }
+}
+
+impl PackedFiles {
+    fn new(temp: TempFile, archive: PackedAhead) -> Self {
+        Self { temp, archive, files: HashMap::new(), units: Vec::new() }
+    }
+
+    fn close_unit(&mut self, files: Vec<Candidate>) {
+        let unit = self.archive.close_unit();
+        debug_assert_eq!(unit, self.units.len(), "units are numbered from 0");
+        self.units.push(files.len());
+        self.files
+            .extend(files.into_iter().map(|Candidate { node, file, .. }| (node, PackedFile { unit, file })));
+    }
+
+    /// Returns which units can stay: those of whose files each is in `now`, under one name, just as it was packed, and
+    /// was not opened for writing since.
+    pub(super) fn standing<'a>(
+        &self,
+        unopened: &HashSet<NodeId>,
+        now: impl Iterator<Item = (NodeId, &'a RelPath, &'a Identity, &'a Meta)>,
+    ) -> Standing {
+        let mut missing: Vec<Option<usize>> = self.units.iter().map(|&files| Some(files)).collect();
+        for (node, path, identity, meta) in now {
+            let Some(PackedFile { unit, file }) = self.files.get(&node) else { continue };
+            let same = *file.path == *path && file.identity == *identity && file.meta == *meta;
+            let missing = &mut missing[*unit];
+            // A second name of a file is one too many.
+            *missing =
+                missing.filter(|_| same && unopened.contains(&node)).and_then(|left| left.checked_sub(1));
+        }
+        let stays: Vec<_> = missing.into_iter().map(|missing| missing == Some(0)).collect();
+        let files = || self.files.iter().filter(|(_, packed)| stays[packed.unit]);
+        Standing {
+            nodes: files().map(|(&node, _)| node).collect(),
+            bytes: files().map(|(_, packed)| packed.file.identity.size_bytes).sum(),
+            units: stays,
+        }
+    }
+}
+
+/// What of a begun archive is good.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// Files in it.
+    pub(super) nodes: HashSet<NodeId>,
+    /// Their sizes.
+    pub(super) bytes: u64,
+    /// For each unit, whether it stays.
+    pub(super) units: Vec<bool>,
+}
+
+#[cfg(test)]
+mod tests;
