@@ -149,7 +149,7 @@ pub fn restore_new_file(
     mtime: Timestamp,
 ) -> Result<(), RestoreError> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
+    let file = rustix::fs::openat(parent, name, flags, first_mode(record))
         .map_err(|error| at_path(&record.path, error))?;
     let file = File::from(file);
     archive.copy_to(record, &file)?;
@@ -416,20 +416,34 @@ fn set_attributes(file: BorrowedFd<'_>, record: &Record, mtime: Timestamp) -> io
             Err(error) => return Err(error.into()),
         }
     }
-    if rustix::process::geteuid().is_root() {
+    let mut found = rustix::fs::fstat(file)?;
+    let owner = (record.uid, record.gid);
+    let given = (found.st_uid, found.st_gid) != owner && rustix::process::geteuid().is_root();
+    if given {
         let (uid, gid) = (Uid::from_raw(record.uid), Gid::from_raw(record.gid));
         tolerate_denial(rustix::fs::fchown(file, Some(uid), Some(gid)))?;
+        found = rustix::fs::fstat(file)?;
     }
     let mut mode = record.mode & 0o7777;
-    if mode & SETUID_SETGID != 0 {
-        let owner = rustix::fs::fstat(file)?;
-        if (owner.st_uid, owner.st_gid) != (record.uid, record.gid) {
-            // They would give somebody else's rights away.
-            mode &= !SETUID_SETGID;
-        }
+    if mode & SETUID_SETGID != 0 && (found.st_uid, found.st_gid) != owner {
+        // They would give somebody else's rights away.
+        mode &= !SETUID_SETGID;
     }
-    rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+    // Each change is a transaction of the file system, so what is right already is left alone.
+    if found.st_mode & 0o7777 != mode {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+    }
     Ok(rustix::fs::futimens(file, &timestamps(mtime))?)
+}
+
+/// Returns the mode to create a file with: its own where nobody may do more with it before it has everything else.
+fn first_mode(record: &Record) -> Mode {
+    let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if (record.uid, record.gid) == ours && record.xattrs.is_empty() {
+        Mode::from_raw_mode(record.mode & 0o777)
+    } else {
+        Mode::RUSR | Mode::WUSR
+    }
 }
 
 /// In a user namespace, root may not give files to those whom the namespace does not know.
