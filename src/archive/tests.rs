@@ -204,7 +204,7 @@ fn forged(records: &[Record]) -> Result<Archive, Box<dyn std::error::Error>> {
     let honest = open(pack(vec![file("evil", "evil")])?)?;
     let mut toc = TocWriter::default();
     for record in records {
-        toc.push(record)?;
+        toc.extend(std::slice::from_ref(record)).map_err(|(_, problem)| problem)?;
     }
     let mut sizes = Vec::new();
     for frame in honest.frames_for_tests()? {

@@ -43,24 +43,28 @@ pub fn write_manifest(file: &File, records: impl IntoIterator<Item = Record>) ->
     let mut records: Vec<_> = records.into_iter().collect();
     records.par_sort_by(|a, b| a.key().cmp(&b.key()));
     let mut writer = TocWriter::default();
-    for record in records {
-        writer
-            .push(&record)
-            .map_err(|problem| ManifestError::Record { path: record.path.clone(), problem })?;
-    }
+    writer
+        .extend(&records)
+        .map_err(|(path, problem)| ManifestError::Record { path: path.to_owned(), problem })?;
     let bytes = writer.finish()?;
     file.write_all_at(&bytes, 0)?;
     Ok(bytes.len() as u64)
 }
 
+/// Records that are encoded on all threads at a time.
+const ENCODED_AT_A_TIME: usize = 8192;
+
+/// Blocks that are compressed on all threads at a time.
+const BLOCKS_AT_A_TIME: usize = 64;
+
 /// Collects records and frames into the bytes of a table of contents.
 #[derive(Default)]
 pub(super) struct TocWriter {
-    /// Finished blocks, one after the other.
+    /// Compressed blocks, one after the other.
     out: Vec<u8>,
     block: OpenBlock,
-    /// Made with the first block; making one takes longer than a block does.
-    compressor: Option<Compressor<'static>>,
+    /// Blocks that are full and not compressed yet.
+    full: Vec<FullBlock>,
     /// Index entries of the finished record blocks, encoded.
     index: Vec<u8>,
     record_blocks: u32,
@@ -69,6 +73,11 @@ pub(super) struct TocWriter {
     /// What all records so far have in common; `None` before the first.
     prefix: Option<RelPathBuf>,
     last: Option<RelPathBuf>,
+}
+
+struct FullBlock {
+    first: RelPathBuf,
+    raw: Vec<u8>,
 }
 
 /// Encoded records that do not make a block yet.
@@ -80,21 +89,31 @@ struct OpenBlock {
 }
 
 impl TocWriter {
-    /// Adds a record; they come in the order of their keys.
-    pub(super) fn push(&mut self, record: &Record) -> Result<(), &'static str> {
+    /// Adds records in the order of their keys, or says which cannot be held.
+    pub(super) fn extend<'r>(&mut self, records: &'r [Record]) -> Result<(), (&'r RelPath, &'static str)> {
+        for records in records.chunks(ENCODED_AT_A_TIME) {
+            let encoded: Vec<_> = records.par_iter().map(codec::encode).collect();
+            for (record, encoded) in records.iter().zip(encoded) {
+                let pushed = encoded.and_then(|encoded| self.push(record, &encoded));
+                pushed.map_err(|problem| (&*record.path, problem))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, record: &Record, encoded: &[u8]) -> Result<(), &'static str> {
         if record.path.is_root() {
             return Err("the root cannot be a record");
         }
         if self.last.as_ref().is_some_and(|last| key_order(last, &record.path).is_ge()) {
             return Err("it is there twice");
         }
-        let encoded = codec::encode(record)?;
         if !self.block.records.is_empty() && self.block.records.len() + encoded.len() > BLOCK_BYTES {
             self.finish_block()?;
         }
         let start = u32::try_from(self.block.records.len()).map_err(|_| "a block is too large")?;
         self.block.starts.push(start);
-        self.block.records.extend_from_slice(&encoded);
+        self.block.records.extend_from_slice(encoded);
         self.block.first.get_or_insert_with(|| record.path.clone());
         self.count(record);
         self.last = Some(record.path.clone());
@@ -144,26 +163,39 @@ impl TocWriter {
             raw.extend_from_slice(&(start + u32::try_from(header).map_err(too_large)?).to_le_bytes());
         }
         raw.extend_from_slice(&block.records);
+        self.full.push(FullBlock { first, raw });
+        if self.full.len() < BLOCKS_AT_A_TIME { Ok(()) } else { self.compress_blocks() }
+    }
+
+    fn compress_blocks(&mut self) -> Result<(), &'static str> {
+        let blocks = std::mem::take(&mut self.full);
         let failed = |_| "a block cannot be compressed";
-        let compressor = match &mut self.compressor {
-            Some(compressor) => compressor,
-            none => none.insert(Compressor::new(BLOCK_LEVEL).map_err(failed)?),
+        // Making a compressor takes longer than a block does.
+        let new = || Compressor::new(BLOCK_LEVEL).map_err(failed);
+        let compress = |compressor: &mut Result<Compressor<'static>, _>, block: FullBlock| {
+            let stored = compressor.as_mut().map_err(|error| *error)?.compress(&block.raw).map_err(failed)?;
+            let hash = Digest::of(&stored);
+            Ok::<_, &'static str>((block, stored, hash))
         };
-        let stored = compressor.compress(&raw).map_err(failed)?;
-        self.index.extend_from_slice(&(self.out.len() as u64).to_le_bytes());
-        for length in [stored.len(), raw.len()] {
-            self.index.extend_from_slice(&u32::try_from(length).map_err(too_large)?.to_le_bytes());
+        let compressed: Vec<_> =
+            blocks.into_par_iter().with_min_len(8).map_init(new, compress).collect::<Result<_, _>>()?;
+        for (FullBlock { first, raw }, stored, hash) in compressed {
+            self.index.extend_from_slice(&(self.out.len() as u64).to_le_bytes());
+            for length in [stored.len(), raw.len()] {
+                let length = u32::try_from(length).map_err(|_| "a block is too large")?;
+                self.index.extend_from_slice(&length.to_le_bytes());
+            }
+            self.index.extend_from_slice(hash.as_bytes());
+            codec::put_key(&mut self.index, Key::of(&first))?;
+            self.out.extend_from_slice(&stored);
+            self.record_blocks += 1;
         }
-        self.index.extend_from_slice(Digest::of(&stored).as_bytes());
-        codec::put_key(&mut self.index, Key::of(&first))?;
-        self.out.extend_from_slice(&stored);
-        self.record_blocks += 1;
         Ok(())
     }
 
     /// Returns the table: blocks, index, footer.
     pub(super) fn finish(mut self) -> io::Result<Vec<u8>> {
-        self.finish_block().map_err(io::Error::other)?;
+        self.finish_block().and_then(|()| self.compress_blocks()).map_err(io::Error::other)?;
         let prefix = self.prefix.take().unwrap_or_default();
         let mut index = prefix.as_bytes().to_vec();
         let prefix_bytes = narrow(index.len())?;

@@ -116,11 +116,9 @@ impl<'a> Sink<'a> {
 
     pub(super) fn finish(mut self) -> Result<Packed, PackError> {
         self.records.par_sort_unstable_by(|a, b| a.key().cmp(&b.key()));
-        for record in &self.records {
-            self.toc
-                .push(record)
-                .map_err(|problem| PackError::TooLarge { path: record.path.clone(), problem })?;
-        }
+        self.toc
+            .extend(&self.records)
+            .map_err(|(path, problem)| PackError::TooLarge { path: path.to_owned(), problem })?;
         let toc = std::mem::take(&mut self.toc).finish().map_err(PackError::Output)?;
         let toc_bytes = toc.len() as u64;
         if toc_bytes + SKIPPABLE_HEADER_BYTES > u32::MAX.into() {
