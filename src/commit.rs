@@ -170,25 +170,33 @@ pub fn plan<E>(
 pub fn move_whole_dirs(steps: &mut [Step], staging: &OwnedFd) -> Result<(), CommitError> {
     // For each staged directory: which directory its blobs belong into, unless they scatter, and how many.
     let mut staged: HashMap<&RelPath, (Option<&RelPath>, usize)> = HashMap::new();
-    for step in &*steps {
-        let Step::Blob(path, blob) = step else { continue };
-        let Some(dir) = blob.parent().filter(|dir| !dir.is_root()) else { continue };
-        let target = path.parent().filter(|_| path.name() == blob.name());
+    let placed = steps.iter().filter_map(|step| match step {
+        Step::Blob(path, blob) => {
+            let dir = blob.parent().filter(|dir| !dir.is_root())?;
+            Some((dir, path.parent().filter(|_| path.name() == blob.name())))
+        }
+        _ => None,
+    });
+    let placed: Vec<_> = placed.collect();
+    // Most are neighbours already.
+    for blobs in placed.chunk_by(|a, b| a == b) {
+        let (dir, target) = blobs[0];
         let known = staged.entry(dir).or_insert((target, 0));
-        known.1 += 1;
+        known.1 += blobs.len();
         if known.0 != target {
             known.0 = None;
         }
     }
-    let mut from_of: HashMap<RelPathBuf, RelPathBuf> = HashMap::new();
-    for (dir, (target, blobs)) in staged {
+    let whole = staged.par_iter().filter_map(|(&dir, &(target, blobs))| {
+        let target = target?;
         // What is deleted but still open has a name there, too.
-        if let Some(target) = target
-            && names_in(staging, dir).map_err(at(dir))?.len() == blobs
-        {
-            from_of.insert(target.to_owned(), dir.to_owned());
+        match count_names(staging, dir).map_err(at(dir)) {
+            Ok(names) if names == blobs => Some(Ok((target.to_owned(), dir.to_owned()))),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
         }
-    }
+    });
+    let mut from_of: HashMap<RelPathBuf, RelPathBuf> = whole.collect::<Result<_, _>>()?;
     for step in steps {
         if let Step::Dir(path, attributes) = step
             && let Some(from) = from_of.remove(path)
@@ -200,17 +208,30 @@ pub fn move_whole_dirs(steps: &mut [Step], staging: &OwnedFd) -> Result<(), Comm
 }
 
 fn names_in(staging: &OwnedFd, dir: &RelPath) -> rustix::io::Result<HashSet<OsString>> {
+    let mut names = HashSet::new();
+    each_name(staging, dir, |name| {
+        names.insert(OsStr::from_bytes(name).to_owned());
+    })?;
+    Ok(names)
+}
+
+fn count_names(staging: &OwnedFd, dir: &RelPath) -> rustix::io::Result<usize> {
+    let mut count = 0;
+    each_name(staging, dir, |_| count += 1)?;
+    Ok(count)
+}
+
+fn each_name(staging: &OwnedFd, dir: &RelPath, mut each: impl FnMut(&[u8])) -> rustix::io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = if dir.is_root() { OsStr::new(".") } else { dir.as_os_str() };
-    let mut names = HashSet::new();
     for entry in rustix::fs::Dir::new(rustix::fs::openat(staging, dir, flags, Mode::empty())?)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.insert(OsStr::from_bytes(name).to_owned());
+            each(name);
         }
     }
-    Ok(names)
+    Ok(())
 }
 
 /// Returns the records that have nothing to say any more once `changes` are committed to the base, with
