@@ -141,10 +141,11 @@ impl Shared {
             pause = match next {
                 Ok(Next::More) => Duration::ZERO,
                 Ok(Next::Wait) => LOOK_EVERY,
-                Err(error) => {
+                Err(error) if !self.is_over_after(Duration::ZERO) => {
                     tracing::debug!(error = super::chain(&error), "nothing more is packed ahead");
                     return drop(self.end());
                 }
+                Err(_) => return,
             };
         }
     }

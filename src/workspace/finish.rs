@@ -1,6 +1,6 @@
 //! Ending a run: splitting inputs and outputs, packing and storing the entry, committing the writes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -42,8 +42,53 @@ impl Changed {
     }
 
     fn before(&self, path: &RelPath) -> Option<&PathState> {
-        let number = self.changes.binary_search_by(|change| (*change.path).cmp(path)).ok()?;
-        self.befores.get(number)
+        self.befores.get(self.find(path)?)
+    }
+
+    fn find(&self, path: &RelPath) -> Option<usize> {
+        self.changes.binary_search_by(|change| (*change.path).cmp(path)).ok()
+    }
+
+    /// Returns what tells which paths are changed, asked for in about the order of the changes.
+    pub(super) fn covering(&self) -> Covering<'_> {
+        Covering { changed: self, last: 0, dir: None }
+    }
+}
+
+/// Tells what changes leave nothing of.
+pub(super) struct Covering<'a> {
+    changed: &'a Changed,
+    /// The change that was found last: the next path is often that of the next one.
+    last: usize,
+    /// The directory of the last path, and whether it lies in something that is no directory any more.
+    dir: Option<(RelPathBuf, bool)>,
+}
+
+impl Covering<'_> {
+    /// Returns whether a path was changed itself, or lies in what was removed or is no directory any more.
+    pub(super) fn covers(&mut self, path: &RelPath) -> bool {
+        let changes = &self.changed.changes;
+        if changes.get(self.last + 1).is_some_and(|next| *next.path == *path) {
+            self.last += 1;
+            return true;
+        }
+        if let Some(found) = self.changed.find(path) {
+            self.last = found;
+            return true;
+        }
+        let dir = path.parent().unwrap_or(RelPath::ROOT);
+        match &self.dir {
+            Some((known, covered)) if **known == *dir => *covered,
+            Some(_) | None => {
+                let is_gone = |dir: &RelPath| {
+                    let found = self.changed.find(dir).map(|found| &changes[found].object);
+                    found.is_some_and(|object| !matches!(object, Some(NewObject::Dir(..))))
+                };
+                let covered = path.ancestors().any(is_gone);
+                self.dir = Some((dir.to_owned(), covered));
+                covered
+            }
+        }
     }
 }
 
@@ -421,28 +466,26 @@ impl Workspace {
         entry: Option<Uuid>,
     ) -> Result<(), WorkspaceError> {
         let asked = &run.asked;
-        let mut records = BTreeMap::new();
+        let mut records = Vec::new();
         if let Some(claimed) = &asked.claimed {
-            claimed.add_to(&mut records)?;
-        }
-        for (change, before) in changed.iter() {
-            let path = &change.path;
-            if !records.is_empty() {
-                records.remove(path);
-                if !matches!(change.object, Some(NewObject::Dir(..))) {
-                    outputs::remove_below(&mut records, path);
+            let mut covering = changed.covering();
+            for record in claimed.manifest().iter() {
+                let record = record?;
+                if !matches!(record.kind, RecordKind::ImpliedDir) && !covering.covers(&record.path) {
+                    records.push(record);
                 }
             }
-            if change.object.is_none() && *before != PathState::Absent {
-                records.insert(path.clone(), absent_record(path.clone(), before));
-            }
         }
+        let gone = |(change, before): (&Change, &PathState)| {
+            let is_deletion = change.object.is_none() && *before != PathState::Absent;
+            is_deletion.then(|| absent_record(change.path.clone(), before))
+        };
+        records.extend(changed.iter().filter_map(gone));
         let mut made = journal.records(run.view.staging())?;
-        for record in &mut made {
+        made.par_iter_mut().for_each(|record| {
             record.before = changed.before(&record.path).and_then(encode_before);
-            records.remove(&record.path);
-        }
-        let records = records.into_values().chain(made).collect();
+        });
+        records.append(&mut made);
         self.publish_claim((asked.owner, &asked.spec.name), entry, 0, records)
     }
 

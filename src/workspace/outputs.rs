@@ -3,8 +3,8 @@
 //! The output filter sees the task's writes: what this run changed, and what earlier runs of the task
 //! wrote and this one left in place. It never sees what was read.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,8 +16,10 @@ use super::ahead::PackedFiles;
 use super::finish::{Changed, storage};
 use super::lookup::Asked;
 use super::{ProgressSink, Workspace};
-use crate::archive::{ArchivedFile, DiskFile, FileSource, Item, Meta, Packer, Record, RecordKind, Source};
-use crate::base::{BaseStat, Identity};
+use crate::archive::{
+    ArchivedFile, DiskFile, FileSource, Item, Meta, Packer, Record, RecordKind, Source, Toc,
+};
+use crate::base::{BaseStat, Identity, Nearby};
 use crate::claim::still_describes;
 use crate::fs::{FileKind, NodeId};
 use crate::path::{RelPath, RelPathBuf};
@@ -28,14 +30,14 @@ use crate::tree::{Found, Layer, Perspective};
 use crate::view::{self, Content, NewObject, View};
 
 /// One output.
-pub(super) struct Output {
-    path: RelPathBuf,
-    what: What,
+pub(super) struct Output<'a> {
+    path: Cow<'a, RelPath>,
+    what: What<'a>,
 }
 
-enum What {
+enum What<'a> {
     /// The run changed it.
-    Changed(NewObject),
+    Changed(&'a NewObject),
     /// A run deleted it.
     Deleted,
     /// An earlier run left it in the base.
@@ -44,7 +46,7 @@ enum What {
     Virtual(Arc<Layer>, Record),
 }
 
-impl Output {
+impl Output<'_> {
     /// Returns the node of a file that the run changed.
     fn node(&self) -> Option<NodeId> {
         match &self.what {
@@ -82,108 +84,104 @@ enum FileId {
 }
 
 /// Collects the outputs of a run, sorted by path.
-pub(super) fn collect(
+pub(super) fn collect<'a>(
     workspace: &Workspace,
     view: &View,
     asked: &Asked,
-    changed: &Changed,
-) -> Result<Vec<Output>, NotStored> {
-    let mut written: BTreeMap<RelPathBuf, What> = BTreeMap::new();
+    changed: &'a Changed,
+) -> Result<Vec<Output<'a>>, NotStored> {
+    let mut outputs = Vec::with_capacity(changed.changes.len());
+    for (change, before) in changed.iter() {
+        let what = match &change.object {
+            Some(object) => What::Changed(object),
+            // What was not there before the task ever ran is no deletion.
+            None if *before == PathState::Absent => continue,
+            None => What::Deleted,
+        };
+        outputs.push(Output { path: Cow::Borrowed(&*change.path), what });
+    }
     // A view that hides the earlier outputs from the task does not carry them over either.
     if view.perspective().without.is_none() {
-        earlier(workspace, asked, &mut written)?;
-    }
-    for (change, before) in changed.iter() {
-        written.remove(&change.path);
-        if !matches!(change.object, Some(NewObject::Dir(..))) {
-            remove_below(&mut written, &change.path);
-        }
-        match &change.object {
-            Some(object) => {
-                written.insert(change.path.clone(), What::Changed(object.clone()));
-            }
-            // What was not there before the task ever ran is no deletion.
-            None if *before == PathState::Absent => {}
-            None => {
-                written.insert(change.path.clone(), What::Deleted);
-            }
+        let left = earlier(workspace, asked, changed)?;
+        if !left.is_empty() {
+            outputs.extend(left.into_iter().map(|(path, what)| Output { path: Cow::Owned(path), what }));
+            outputs.par_sort_by(|a, b| a.path.cmp(&b.path));
         }
     }
-    let mut outputs = Vec::new();
-    for (path, what) in written {
-        if path.is_root() || !asked.output.selects_output(&path) {
-            continue;
-        }
-        if let What::Changed(NewObject::Special { kind, .. }) = &what {
+    outputs.retain(|output| !output.path.is_root() && asked.output.selects_output(&output.path));
+    for Output { path, what } in &outputs {
+        if let What::Changed(NewObject::Special { kind, .. }) = what {
+            let path = path.clone().into_owned();
             return Err(NotStored::Unarchivable { path, problem: special_problem(*kind).into() });
         }
-        outputs.push(Output { path, what });
     }
     Ok(outputs)
 }
 
-/// Removes everything below `path` from a sorted map.
-pub(super) fn remove_below<T>(map: &mut BTreeMap<RelPathBuf, T>, path: &RelPath) {
-    let below: Vec<_> = map
-        .range::<RelPath, _>((Bound::Included(path), Bound::Unbounded))
-        .map(|(known, _)| known)
-        .take_while(|known| known.as_bytes().starts_with(path.as_bytes()))
-        .filter(|known| known.starts_with(path) && &***known != path)
-        .cloned()
-        .collect();
-    for path in below {
-        map.remove(&path);
-    }
-}
-
-/// Adds what earlier runs of the task wrote, as far as it is still there unchanged.
-fn earlier(
+/// Returns what earlier runs of the task wrote and this one did not change, as far as it is still there as it was.
+fn earlier<'a>(
     workspace: &Workspace,
     asked: &Asked,
-    written: &mut BTreeMap<RelPathBuf, What>,
-) -> Result<(), NotStored> {
-    let find = |path: &RelPath| workspace.tree.find(path, Perspective::ALL).map_err(storage);
+    changed: &Changed,
+) -> Result<BTreeMap<RelPathBuf, What<'a>>, NotStored> {
+    let mut written = BTreeMap::new();
     if let Some(claimed) = &asked.claimed {
-        for record in claimed.manifest().iter() {
-            let record = record.map_err(storage)?;
-            match (&record.kind, find(&record.path)?) {
-                (RecordKind::Absent, None) => {
-                    written.insert(record.path, What::Deleted);
-                }
-                (_, Some(Found::Base(stat))) if still_describes(&record, record.mtime, &stat) => {
-                    written.insert(record.path, What::Real(stat));
-                }
-                _ => {}
+        let what = |record: Record, found| match (&record.kind, found) {
+            (RecordKind::Absent, None) => Some((record.path, What::Deleted)),
+            (_, Some(Found::Base(stat))) if still_describes(&record, record.mtime, &stat) => {
+                Some((record.path, What::Real(stat)))
             }
-        }
+            _ => None,
+        };
+        written.extend(earlier_of(workspace, claimed.manifest(), changed, what)?);
     }
-    let Some(layer) = workspace.tree.layer_of(&asked.owner) else { return Ok(()) };
-    for record in layer.archive().toc().iter() {
-        let record = record.map_err(storage)?;
-        if matches!(record.kind, RecordKind::ImpliedDir) {
-            continue;
-        }
-        match find(&record.path)? {
-            None if matches!(record.kind, RecordKind::Absent) => {
-                written.insert(record.path, What::Deleted);
-            }
+    if let Some(layer) = workspace.tree.layer_of(&asked.owner) {
+        let what = |record: Record, found| match found {
+            None if matches!(record.kind, RecordKind::Absent) => Some((record.path, What::Deleted)),
             Some(Found::Virtual(top, _)) if Arc::ptr_eq(&top, &layer) => {
-                written.insert(record.path.clone(), What::Virtual(Arc::clone(&layer), record));
+                Some((record.path.clone(), What::Virtual(Arc::clone(&layer), record)))
             }
             Some(Found::Base(stat)) if still_describes(&record, layer.mtime(&record), &stat) => {
-                written.insert(record.path, What::Real(stat));
+                Some((record.path, What::Real(stat)))
             }
-            _ => {}
+            _ => None,
+        };
+        written.extend(earlier_of(workspace, layer.archive().toc(), changed, what)?);
+    }
+    Ok(written)
+}
+
+/// Takes the records of paths that were not changed to what is there now, and gives what that is as an output.
+fn earlier_of<'a>(
+    workspace: &Workspace,
+    toc: &Toc,
+    changed: &Changed,
+    what: impl Fn(Record, Option<Found>) -> Option<(RelPathBuf, What<'a>)> + Sync,
+) -> Result<Vec<(RelPathBuf, What<'a>)>, NotStored> {
+    let mut covering = changed.covering();
+    let mut left = Vec::new();
+    for record in toc.iter() {
+        let record = record.map_err(storage)?;
+        if !matches!(record.kind, RecordKind::ImpliedDir) && !covering.covers(&record.path) {
+            left.push(record);
         }
     }
-    Ok(())
+    let tree = &workspace.tree;
+    let found = left.into_par_iter().map_init(
+        || Nearby::new(tree.base()),
+        |near, record| {
+            let found = tree.find_near(&record.path, Perspective::ALL, near).map_err(storage)?;
+            Ok(what(record, found))
+        },
+    );
+    Ok(found.collect::<Result<Vec<_>, NotStored>>()?.into_iter().flatten().collect())
 }
 
 impl Workspace {
     /// Packs outputs into a new archive; `None` where there are none.
     pub(super) fn pack(
         &self,
-        outputs: &[Output],
+        outputs: &[Output<'_>],
         view: &View,
         ahead: Option<PackedFiles>,
         progress: ProgressSink<'_>,
@@ -235,7 +233,7 @@ impl Workspace {
 
     fn item(
         &self,
-        output: &Output,
+        output: &Output<'_>,
         staged: Option<Staged>,
         view: &View,
         names: &mut FirstNames,
@@ -254,7 +252,9 @@ impl Workspace {
                 let id = FileId::Node(file.node);
                 match (&file.content, staged) {
                     (_, Some(staged)) => staged.item(view, names.first(id, path)),
-                    (Content::Blob { .. }, None) => return Err(NotStored::InputChanged(path.clone())),
+                    (Content::Blob { .. }, None) => {
+                        return Err(NotStored::InputChanged(path.clone().into_owned()));
+                    }
                     (Content::Lower(lower), None) => {
                         let found = self.tree.find(lower, view.perspective()).map_err(storage)?;
                         self.found_item(lower, found, names.first(id, path))?
@@ -268,14 +268,14 @@ impl Workspace {
             What::Virtual(layer, record) => {
                 let first_name = match &record.kind {
                     RecordKind::File { link_to: Some(first), .. } => first.clone(),
-                    _ => path.clone(),
+                    _ => path.clone().into_owned(),
                 };
                 let id = FileId::Virtual(layer.archive_id(), first_name);
                 let found = Some(Found::Virtual(Arc::clone(layer), record.clone()));
                 self.found_item(path, found, names.first(id, path))?
             }
         };
-        Ok(Item { path: path.clone(), meta, source })
+        Ok(Item { path: path.clone().into_owned(), meta, source })
     }
 
     /// Makes an item of an object of the merged tree; `linked` is an item that is the same file.
@@ -356,7 +356,7 @@ struct Staged {
 
 /// Returns what the blobs of outputs are now.
 fn now<'a>(
-    outputs: &'a [Output],
+    outputs: &'a [Output<'_>],
     staged: &'a [Option<Staged>],
 ) -> impl Iterator<Item = (NodeId, &'a RelPath, &'a Identity, &'a Meta)> {
     outputs.iter().zip(staged).filter_map(|(output, staged)| {
@@ -366,7 +366,7 @@ fn now<'a>(
 }
 
 /// Examines the blob of an output that is one.
-fn staged(output: &Output, view: &View) -> Result<Option<Staged>, NotStored> {
+fn staged(output: &Output<'_>, view: &View) -> Result<Option<Staged>, NotStored> {
     let What::Changed(NewObject::File(file)) = &output.what else { return Ok(None) };
     let Content::Blob { path, xattrs } = &file.content else { return Ok(None) };
     let stat = rustix::fs::statat(view.staging(), path.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
