@@ -207,12 +207,14 @@ impl Task<'_> {
         }
         let mut sink = self.sink();
         let (spec, inherits_terminal) = self.runner_spec(task, cache, view);
-        let outcome = self.run_commands(connection, spec, inherits_terminal, &mut sink)?;
+        let (outcome, runner) = self.run_commands(connection, spec, inherits_terminal, &mut sink)?;
         if self.context.recording.is_some() {
             connection.send(&Request::TellRecording)?;
         }
         connection.send(&Request::Finish(outcome.clone()))?;
         let finished = self.finish(&name, connection, &mut sink);
+        // The kernel took its mount apart meanwhile; how it exits says nothing more.
+        drop(runner.reap());
         sink.finish();
         let finished = finished?;
         self.say_end(&name, &outcome, &finished);
@@ -265,10 +267,10 @@ impl Task<'_> {
         mut spec: RunnerSpec,
         inherits_terminal: bool,
         sink: &mut Sink,
-    ) -> Result<Outcome, Stop> {
+    ) -> Result<(Outcome, Runner), Stop> {
         let denied = match self.run_once(connection, &spec, inherits_terminal, sink)? {
-            RunnerEnd::Ended(outcome) => return Ok(outcome),
-            RunnerEnd::Denied(denied) => denied,
+            (RunnerEnd::Ended(outcome), runner) => return Ok((outcome, runner)),
+            (RunnerEnd::Denied(denied), _) => denied,
         };
         match &mut spec.view {
             Some(view) if view.placement == Placement::InPlace && fusermount::helper().is_some() => {
@@ -281,8 +283,8 @@ impl Task<'_> {
             output::note("`vout doctor` shows the command that allows them");
         }
         match self.run_once(connection, &spec, inherits_terminal, sink)? {
-            RunnerEnd::Ended(outcome) => Ok(outcome),
-            RunnerEnd::Denied(denied) => Err(denied.into()),
+            (RunnerEnd::Ended(outcome), runner) => Ok((outcome, runner)),
+            (RunnerEnd::Denied(denied), _) => Err(denied.into()),
         }
     }
 
@@ -292,7 +294,7 @@ impl Task<'_> {
         spec: &RunnerSpec,
         inherits_terminal: bool,
         sink: &mut Sink,
-    ) -> Result<RunnerEnd, Stop> {
+    ) -> Result<(RunnerEnd, Runner), Stop> {
         let stdin = std::io::stdin();
         let output = match (spec.terminal, inherits_terminal) {
             (Terminal::Inherit, false) => RunnerOutput::Pipes,
@@ -302,11 +304,7 @@ impl Task<'_> {
         self.context.interrupts.set_runner(self.index, Some(runner.handle()?))?;
         let end = Pump { connection, sink }.until_end(&mut runner);
         self.context.interrupts.set_runner(self.index, None)?;
-        if end.is_ok() {
-            // Its mount namespace has to go before the view is empty; how it exits says nothing more.
-            drop(runner.reap());
-        }
-        Ok(end?)
+        Ok((end?, runner))
     }
 
     fn finish(&self, name: &str, connection: &Connection, sink: &mut Sink) -> Result<FinishReport, Stop> {

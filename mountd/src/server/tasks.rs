@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vout::fs::Filesystem;
 use vout::proto::{Event, Failure, FailureKind, Outcome, Request, ViewId};
@@ -22,6 +23,10 @@ use crate::terminal::Terminal;
 
 /// Most paths of a recording in one message: far below the longest message, whatever their length.
 const RECORDED_PATHS_MAX: usize = 10_000;
+
+/// The kernel says that a mount is gone before it takes it apart, so this is never waited for unless somebody holds the
+/// task's mount namespace without being a process of the task.
+const UNMOUNTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the runner needs of a run.
 pub(crate) struct View {
@@ -96,18 +101,20 @@ impl Server {
             Ok(Begun::Miss { run, reason }) => (run, reason),
             Err(error) => return connection.send(&Event::Failed(internal(&error))),
         };
-        let open = match self.register(task, run, options.serving, connection) {
+        let mut open = match self.register(task, run, options.serving, connection) {
             Ok(open) => open,
             Err(failed) => return connection.send(&Event::Failed(failed)),
         };
         connection.send(&Event::Miss { view: open.id, reason })?;
         let Some(ended) = await_end(connection, &open.view)? else { return Ok(()) };
+        open.await_session(&ended.outcome);
         if ended.tells_recording
             && let Err(failed) = open.tell_recording(connection)?
         {
             return connection.send(&Event::Failed(failed));
         }
-        connection.send(&open.finish(connection, ended.outcome))
+        // What is left of the run is taken apart when nobody waits for that any more.
+        connection.send(&open.finish(connection, &ended.outcome))
     }
 
     /// Makes a run known to its runner.
@@ -218,8 +225,18 @@ impl OpenRun<'_> {
         }
     }
 
+    /// Waits until the task's mount is gone, which nothing keeps but the runner, who is about to exit.
+    fn await_session(&self, outcome: &Outcome) {
+        let session = self.view.session();
+        if let (ViewSession::Serving(session), true) = (&*session, outcome.outlived.is_empty())
+            && session.wait(UNMOUNTED_WITHIN).is_none()
+        {
+            tracing::warn!(task = self.view.task, "somebody keeps the view of a task that has ended");
+        }
+    }
+
     /// Ends the run. Processes that outlived the task are served on, until the last of them is gone.
-    fn finish(mut self, connection: &Connection, outcome: Outcome) -> Event {
+    fn finish(&mut self, connection: &Connection, outcome: &Outcome) -> Event {
         let Some(run) = self.run.take() else {
             return Event::Failed(user_failure("the run is over".into(), &[]));
         };
@@ -227,8 +244,12 @@ impl OpenRun<'_> {
         let terminal = self.view.terminal.take_log();
         let fault = self.fault();
         let progress = |progress| connection.progress(progress);
-        let finished = self.server.workspace.finish(run, &outcome, &terminal, fault, &progress);
+        let finished = self.server.workspace.finish(run, outcome, &terminal, fault, &progress);
         self.server.flush_invalidations();
+        // It is nobody's any more from now on, although it still takes its place in memory.
+        if let Some(id) = self.id.take() {
+            self.server.views().remove(&id);
+        }
         match finished {
             Ok(report) => Event::Finished(FinishReport { served: self.view.served(), ..report }),
             Err(error) => Event::Failed(internal(&error)),
