@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::fs::{Attr, NodeId, SetTime, Timestamp};
+use crate::fs::{Attr, Holds, NodeId, SetTime, Timestamp};
 use crate::path::{RelPath, RelPathBuf};
 use crate::state::{FileKind, PathState};
 
@@ -416,6 +416,7 @@ impl BaseStat {
             atime: self.atime,
             mtime: self.identity.mtime,
             ctime: self.identity.ctime,
+            holds: Holds::Nothing,
         }
     }
 

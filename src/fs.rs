@@ -62,6 +62,20 @@ pub struct Attr {
     pub mtime: Timestamp,
     /// Last change of content or attributes.
     pub ctime: Timestamp,
+    /// What of this holds until the [`Invalidator`] is told, or somebody changes it through the mount.
+    pub holds: Holds,
+}
+
+/// What holds until it is known to have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Holds {
+    /// Nothing: it may change beneath the mount.
+    #[default]
+    Nothing,
+    /// The attributes.
+    Attributes,
+    /// The attributes, and that the name looked up leads to this node.
+    Name,
 }
 
 /// Who makes a request.
@@ -399,6 +413,10 @@ pub trait Filesystem: Send + Sync {
         crate::open_file::copy_range(from, to, length_bytes)
     }
 
+    /// Tells that the content of `node` is about to be changed through a file that was opened before, by whoever serves
+    /// opens without asking for each.
+    fn writing(&self, _node: NodeId) {}
+
     /// Returns whether extended attributes are served at all. It does not change while the session lasts, so
     /// that the kernel need not ask again.
     fn has_xattrs(&self) -> bool;
@@ -563,8 +581,14 @@ pub trait Invalidator: Send + Sync {
     /// The name may now mean something else, or nothing.
     fn entry_changed(&self, parent: NodeId, name: &OsStr);
 
-    /// Attributes and content of the node may be different now.
+    /// Attributes and content of the node may be different now. Whoever holds it open opens it anew.
     fn node_changed(&self, node: NodeId);
+
+    /// The name may come to mean something else without anybody being told from now on; it does not yet.
+    fn name_expires(&self, parent: NodeId, name: &OsStr);
+
+    /// Attributes of the node may be different now; its content is not.
+    fn attributes_changed(&self, node: NodeId);
 
     /// Something changed of which those may want to hear who watch the tree. Comes after what is told of
     /// names and nodes.

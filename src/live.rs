@@ -5,13 +5,14 @@
 
 mod announcer;
 mod attributes;
+mod kept;
 mod making;
 mod news;
 mod nodes;
 mod ops;
 mod real;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::announcer::Announcer;
@@ -26,14 +27,20 @@ use crate::touched::Touched;
 use crate::tree::{Found, Perspective, Tree};
 use crate::watch::News;
 
+/// A name: directory, the node that it leads to, and itself.
+type KnownName = (NodeId, NodeId, OsString);
+
 /// The live mount's tree.
-#[derive(Debug)]
 pub struct Live {
     materialiser: Arc<Materialiser>,
     store: Arc<Store>,
     touched: Arc<Touched>,
     /// Whether extended attributes are served.
     xattrs: bool,
+    /// Whether the kernel tells when a file is opened. Where it does not, anything may be open.
+    told_of_opens: bool,
+    /// Who is told of changes that attributes do not show.
+    invalidator: Option<Arc<dyn Invalidator>>,
     /// Held for as long as something is changed through the mount. What may take long, such as decompressing a
     /// large file, is done under this lock alone, so that nobody who only reads has to wait.
     changing: Mutex<()>,
@@ -47,13 +54,27 @@ impl Live {
     #[must_use]
     pub fn new(materialiser: Arc<Materialiser>, store: Arc<Store>, touched: Arc<Touched>) -> Self {
         let (changing, nodes) = (Mutex::default(), Mutex::new(Nodes::new()));
-        Self { materialiser, store, touched, xattrs: false, changing, nodes }
+        let (xattrs, told_of_opens, invalidator) = (false, true, None);
+        Self { materialiser, store, touched, xattrs, told_of_opens, invalidator, changing, nodes }
     }
 
     /// Serves extended attributes of the `user.` namespace, or not.
     #[must_use]
     pub fn with_xattrs(self, xattrs: bool) -> Self {
         Self { xattrs, ..self }
+    }
+
+    /// Tells `invalidator` of what the kernel cannot know when somebody uses the mount. Without one nothing holds for
+    /// longer than it would anyway.
+    #[must_use]
+    pub fn with_invalidator(self, invalidator: Arc<dyn Invalidator>) -> Self {
+        Self { invalidator: Some(invalidator), ..self }
+    }
+
+    /// Serves files of which the kernel opens whichever it likes without telling, or not.
+    #[must_use]
+    pub fn with_opens(self, told_of_opens: bool) -> Self {
+        Self { told_of_opens, ..self }
     }
 
     /// Tells `invalidator` of every name and node the kernel may know whose path `concerns` says has
@@ -117,6 +138,22 @@ impl Live {
             .is_some_and(|found| found.kind() == known.kind && Key::of(&found) == known.object)
     }
 
+    /// Tells that the content of a node is to be read again.
+    fn tell_changed(&self, id: NodeId) {
+        if let Some(invalidator) = &self.invalidator {
+            invalidator.node_changed(id);
+        }
+    }
+
+    /// Tells that names which led to something virtual lead to something real now.
+    fn tell_real(&self, names: Vec<KnownName>) {
+        let Some(invalidator) = &self.invalidator else { return };
+        for (parent, node, name) in names {
+            invalidator.name_expires(parent, &name);
+            invalidator.attributes_changed(node);
+        }
+    }
+
     /// Makes other changes wait.
     fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
@@ -136,6 +173,12 @@ impl Live {
 
     fn touch(&self, path: &RelPath) {
         self.touched.touch(path, None);
+    }
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live").field("told_of_opens", &self.told_of_opens).finish_non_exhaustive()
     }
 }
 

@@ -166,28 +166,38 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize, FsError
     Ok(done)
 }
 
-/// A small virtual file, served from the frames of its archive.
+/// A virtual file that is read through us.
 #[derive(Debug)]
-pub struct FrameFile {
-    archive: Arc<Archive>,
-    record: Record,
+pub struct VirtualFile {
+    content: Served,
     size_bytes: u64,
     /// Set once the file is an ordinary one; it is read from there from then on.
     real: Option<Arc<OnceLock<File>>>,
     _token: Arc<()>,
 }
 
-impl FrameFile {
-    fn real(&self) -> Option<&File> {
-        self.real.as_ref()?.get()
+/// Where the content of a [`VirtualFile`] is.
+#[derive(Debug)]
+enum Served {
+    Frames(Arc<Archive>, Box<Record>),
+    Blob(File),
+}
+
+impl VirtualFile {
+    /// Returns the file that it is read from, if there is one.
+    fn file(&self) -> Option<&File> {
+        match (self.real.as_ref().and_then(|real| real.get()), &self.content) {
+            (Some(file), _) | (None, Served::Blob(file)) => Some(file),
+            (None, Served::Frames(..)) => None,
+        }
     }
 }
 
-impl OpenFile for FrameFile {
+impl OpenFile for VirtualFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, FsError> {
-        match self.real() {
-            Some(file) => read_at(file, buffer, offset),
-            None => Ok(self.archive.read_at(&self.record, offset, buffer)?),
+        match (self.file(), &self.content) {
+            (Some(file), _) | (None, Served::Blob(file)) => read_at(file, buffer, offset),
+            (None, Served::Frames(archive, record)) => Ok(archive.read_at(record, offset, buffer)?),
         }
     }
 
@@ -216,7 +226,7 @@ impl OpenFile for FrameFile {
     }
 
     fn seek(&self, offset: u64, to: SeekTo) -> Result<u64, FsError> {
-        if let Some(file) = self.real() {
+        if let Some(file) = self.file() {
             return seek(file, offset, to);
         }
         match to {
@@ -263,9 +273,21 @@ pub(crate) fn open_frames(
     real: Option<Arc<OnceLock<File>>>,
     token: Arc<()>,
 ) -> Arc<dyn OpenFile> {
-    let (archive, record) = (Arc::clone(archive), record.clone());
     let size_bytes = record.size_bytes();
-    Arc::new(FrameFile { archive, record, size_bytes, real, _token: token })
+    let content = Served::Frames(Arc::clone(archive), Box::new(record.clone()));
+    Arc::new(VirtualFile { content, size_bytes, real, _token: token })
+}
+
+/// Opens a virtual file for reading from its blob, but not for the kernel to read directly; `real` is where it reads
+/// once that is set.
+pub(crate) fn open_blob(
+    blob: File,
+    record: &Record,
+    real: Arc<OnceLock<File>>,
+    token: Arc<()>,
+) -> Arc<dyn OpenFile> {
+    let size_bytes = record.size_bytes();
+    Arc::new(VirtualFile { content: Served::Blob(blob), size_bytes, real: Some(real), _token: token })
 }
 
 /// Opens a virtual file for reading: from the frames where it is small, else hydrated into the blob store.

@@ -18,7 +18,7 @@ use thiserror::Error;
 pub use self::layer::{Layer, Stale};
 use crate::archive::{ArchiveError, Record, RecordKind};
 use crate::base::{Base, BaseEntry, BaseStat, Nearby};
-use crate::fs::{Attr, NodeId};
+use crate::fs::{Attr, Holds, NodeId};
 use crate::index::TaskId;
 use crate::path::{RelPath, RelPathBuf};
 use crate::state::{FileKind, PathState};
@@ -465,5 +465,7 @@ fn virtual_attr(node: NodeId, layer: &Layer, record: &Record) -> Attr {
         atime: mtime,
         mtime,
         ctime: mtime,
+        // Those of a directory depend on what else is in it.
+        holds: if record.is_dir() { Holds::Nothing } else { Holds::Attributes },
     }
 }

@@ -17,14 +17,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fuse_uring::{Config, Errno, InitFlags, Request, RingChoice};
-use vout::fs::{Attr, Caller, Filesystem, FsError, NodeId};
+use vout::fs::{Attr, Caller, Filesystem, FsError, Holds, NodeId};
 use vout::report::Stream;
 use vout::serving::{Serving, Transport};
 
 use self::counts::RequestCounts;
 use self::files::{DirSlot, FileSlot};
 use self::tables::{Backings, Executed, Handles, Lookups};
-use self::unopened::UnopenedFiles;
+pub(crate) use self::unopened::UnopenedFiles;
 use crate::errno::errno_of;
 use crate::session::SessionEnd;
 use crate::terminal::{self, Terminal};
@@ -71,7 +71,7 @@ impl AdapterOptions {
         }
     }
 
-    /// Returns the options of the live mount: the base may change beneath it.
+    /// Returns the options of the live mount: the base may change beneath it, and shows so when names are looked up.
     #[must_use]
     pub const fn live(serving: Serving) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl AdapterOptions {
             negative_ttl: None,
             serving,
             cache_dirs: false,
-            told_of_opens: true,
+            told_of_opens: serving.passthrough,
         }
     }
 }
@@ -133,7 +133,7 @@ pub struct Adapter {
     state: Arc<AdapterState>,
     lookups: Lookups,
     files: Handles<FileSlot>,
-    unopened: UnopenedFiles,
+    unopened: Arc<UnopenedFiles>,
     dirs: Handles<DirSlot>,
     backings: Backings,
     executed: Executed,
@@ -156,7 +156,7 @@ impl Adapter {
             state: Arc::default(),
             lookups: Lookups::default(),
             files: Handles::default(),
-            unopened: UnopenedFiles::default(),
+            unopened: Arc::default(),
             dirs: Handles::default(),
             backings: Backings::default(),
             executed: Executed::default(),
@@ -180,6 +180,11 @@ impl Adapter {
     #[must_use]
     pub fn state(&self) -> Arc<AdapterState> {
         Arc::clone(&self.state)
+    }
+
+    /// Returns the files that the kernel opened without asking.
+    pub(crate) fn unopened(&self) -> Arc<UnopenedFiles> {
+        Arc::clone(&self.unopened)
     }
 
     /// Returns what to ask of the kernel.
@@ -234,9 +239,22 @@ impl Adapter {
         self.terminal.as_ref()?.resolve(parent, name)
     }
 
-    /// How long attributes of `node` hold.
-    fn attr_ttl(&self, node: NodeId) -> Duration {
-        if terminal::stream_of(node).is_some() { Duration::ZERO } else { self.options.attr_ttl }
+    /// How long attributes hold.
+    fn attr_ttl(&self, attr: &Attr) -> Duration {
+        match attr.holds {
+            _ if terminal::stream_of(attr.node).is_some() => Duration::ZERO,
+            Holds::Nothing => self.options.attr_ttl,
+            Holds::Attributes | Holds::Name => FOREVER,
+        }
+    }
+
+    /// How long a name leads to what it was answered with.
+    fn entry_ttl(&self, attr: &Attr) -> Duration {
+        match attr.holds {
+            _ if terminal::stream_of(attr.node).is_some() => Duration::ZERO,
+            Holds::Nothing | Holds::Attributes => self.options.entry_ttl,
+            Holds::Name => FOREVER,
+        }
     }
 
     fn ended(&self, end: &SessionEnd) {

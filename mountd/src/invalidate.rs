@@ -15,6 +15,7 @@ use fuse_uring::Notifier;
 use vout::fs::{Invalidator, NodeId};
 use vout::watch::News;
 
+use crate::adapter::UnopenedFiles;
 use crate::watchers::Watchers;
 
 /// How long to wait for the kernel. A directory may be held for long, by somebody who waits for us.
@@ -31,10 +32,16 @@ enum Notice {
         name: OsString,
     },
     Node(NodeId),
+    /// A name that is to be asked for again, and not dropped.
+    Expired {
+        parent: NodeId,
+        name: OsString,
+    },
+    Attributes(NodeId),
     /// For those who watch.
     News(Box<dyn News>),
     /// The session has begun.
-    Attach(Notifier, Option<Watchers>),
+    Attach(Notifier, Arc<UnopenedFiles>, Option<Watchers>),
     /// Nobody of ours is to be in the mount.
     Silence(Sender<()>),
     /// All before this is done.
@@ -54,9 +61,14 @@ impl KernelInvalidator {
         Ok(Arc::new(Self { queue }))
     }
 
-    /// Names the session whose kernel is to be told, and who tells watchers.
-    pub(crate) fn attach(&self, notifier: Notifier, watchers: Option<Watchers>) {
-        self.post(Notice::Attach(notifier, watchers));
+    /// Names the session whose kernel is to be told, the files that it holds open, and who tells watchers.
+    pub(crate) fn attach(
+        &self,
+        notifier: Notifier,
+        unopened: Arc<UnopenedFiles>,
+        watchers: Option<Watchers>,
+    ) {
+        self.post(Notice::Attach(notifier, unopened, watchers));
     }
 
     /// Makes sure that no process of ours is in the mount.
@@ -99,6 +111,14 @@ impl Invalidator for KernelInvalidator {
         self.post(Notice::Node(node));
     }
 
+    fn name_expires(&self, parent: NodeId, name: &OsStr) {
+        self.post(Notice::Expired { parent, name: name.to_owned() });
+    }
+
+    fn attributes_changed(&self, node: NodeId) {
+        self.post(Notice::Attributes(node));
+    }
+
     fn news(&self, news: Box<dyn News>) {
         self.post(Notice::News(news));
     }
@@ -109,18 +129,18 @@ fn run(notices: &Receiver<Notice>) {
     while let Ok(notice) = notices.recv() {
         let told = match (notice, &session) {
             (Notice::Stop, _) => return,
-            (Notice::Attach(notifier, watchers), _) => {
-                session = Some((notifier, watchers));
+            (Notice::Attach(notifier, unopened, watchers), _) => {
+                session = Some((notifier, unopened, watchers));
                 Ok(())
             }
             (Notice::Silence(done), session) => {
-                if let Some((_, Some(watchers))) = session {
+                if let Some((_, _, Some(watchers))) = session {
                     watchers.silence();
                 }
                 done.send(()).ok();
                 Ok(())
             }
-            (Notice::News(news), Some((_, Some(watchers)))) => {
+            (Notice::News(news), Some((_, _, Some(watchers)))) => {
                 watchers.hear(news);
                 Ok(())
             }
@@ -129,9 +149,20 @@ fn run(notices: &Receiver<Notice>) {
                 Ok(())
             }
             // Without a session the kernel has cached nothing.
-            (Notice::Entry { .. } | Notice::Node(_), None) | (Notice::News(_), _) => Ok(()),
-            (Notice::Entry { parent, name }, Some((notifier, _))) => notifier.inval_entry(parent.0, &name),
-            (Notice::Node(node), Some((notifier, _))) => notifier.inval_inode(node.0, 0, 0),
+            (
+                Notice::Entry { .. } | Notice::Node(_) | Notice::Expired { .. } | Notice::Attributes(_),
+                None,
+            )
+            | (Notice::News(_), _) => Ok(()),
+            (Notice::Entry { parent, name }, Some((notifier, ..))) => notifier.inval_entry(parent.0, &name),
+            (Notice::Expired { parent, name }, Some((notifier, ..))) => {
+                notifier.expire_entry(parent.0, &name)
+            }
+            (Notice::Attributes(node), Some((notifier, ..))) => notifier.inval_inode(node.0, -1, 0),
+            (Notice::Node(node), Some((notifier, unopened, _))) => {
+                unopened.forget(node);
+                notifier.inval_inode(node.0, 0, 0)
+            }
         };
         if let Err(error) = told {
             tracing::debug!(%error, "kernel refused an invalidation");

@@ -115,7 +115,7 @@ impl LiveMount {
                 direct.map_err(|source| LiveError::Os { at: at.to_owned(), action: "mounted", source })?
             }
         };
-        let state = adapter.state();
+        let (state, unopened) = (adapter.state(), adapter.unopened());
         let session = Session::serve(device, adapter, on_end).map_err(|source| {
             // Nobody can be using it yet.
             if let Err(error) = unmount(at, true) {
@@ -127,7 +127,7 @@ impl LiveMount {
         if let Err(error) = &watchers {
             tracing::warn!(%error, "watchers of the mount hear nothing");
         }
-        invalidator.attach(session.notifier(), watchers.ok());
+        invalidator.attach(session.notifier(), unopened, watchers.ok());
         Ok(Self { at: at.to_owned(), session, invalidator, unmounting: AtomicBool::new(false) })
     }
 

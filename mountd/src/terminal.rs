@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use serde_bytes::ByteBuf;
-use vout::fs::{Attr, FileKind, FsError, NodeId, Timestamp};
+use vout::fs::{Attr, FileKind, FsError, Holds, NodeId, Timestamp};
 use vout::proto::{VIEW_STDERR, VIEW_STDOUT};
 use vout::report::{Chunk, Stream};
 
@@ -172,6 +172,7 @@ pub(crate) fn attr_of(stream: Stream) -> Attr {
         atime: Timestamp::default(),
         mtime: Timestamp::default(),
         ctime: Timestamp::default(),
+        holds: Holds::Nothing,
     }
 }
 

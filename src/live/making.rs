@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Live;
+use super::kept::Kept;
 use super::nodes::Nodes;
 use crate::base::BaseStat;
 use crate::change::{SET_GROUP_ID, give_name_to, give_to};
@@ -74,7 +75,10 @@ impl Live {
     ) -> Result<Attr, FsError> {
         let found = self.find(path)?.ok_or(FsError::NotFound)?;
         let id = nodes.node_for(parent, name, &found);
-        Ok(Attr { ino: nodes.get(id)?.ino, ..found.attr(id) })
+        let node = nodes.get_mut(id)?;
+        let attr = Attr { ino: node.ino, ..found.attr(id) };
+        node.note(&attr);
+        Ok(attr)
     }
 
     /// Makes and opens a file without a name in the file system of a directory.
@@ -96,7 +100,11 @@ impl Live {
         let stat = BaseStat::from(rustix::fs::fstat(&file)?);
         let id = nodes.add_unnamed(&stat);
         let attr = Attr { ino: nodes.get(id)?.ino, ..stat.attr(id) };
-        Ok((attr, nodes.opened(id, File::from(file))?))
+        let file = self.opened(nodes, id, File::from(file))?;
+        if let Some(open) = nodes.get(id)?.open_file().filter(|_| !self.told_of_opens) {
+            nodes.get_mut(id)?.keep(Kept::Real(open));
+        }
+        Ok((attr, file))
     }
 }
 

@@ -53,8 +53,12 @@ impl Live {
     #[must_use]
     pub fn before<'a>(&self, changing: impl IntoIterator<Item = &'a RelPath>) -> Before {
         let tree = self.tree().as_it_is();
+        let changing: Vec<_> = changing.into_iter().collect();
         let watchable: Vec<_> = {
-            let nodes = self.lock();
+            let nodes = &mut *self.lock();
+            for path in &changing {
+                self.keep_below(nodes, path);
+            }
             let known = |path: &&RelPath| path.parent().is_some_and(|dir| nodes.at(dir).is_some());
             changing.into_iter().filter(known).take(HAPPENINGS_MAX).map(RelPath::to_owned).collect()
         };
@@ -233,16 +237,24 @@ impl Change {
         Ok(heard)
     }
 
-    /// Prepares the tree for what is going to be done for show.
-    fn expect(&self, watched: &[Watched], heard: Heard) -> Vec<Happening> {
-        let (mut happenings, mut expected) = (Vec::new(), Vec::new());
-        let nodes = &mut *self.live.lock();
+    /// Lets those who watch a file by itself keep it, as if somebody had written to it.
+    fn rebind(&self, watched: &[Watched]) {
         for watched in watched.iter().filter(|watched| watched.kind == FileKind::File) {
-            // Those who watch a file by itself keep it, as if somebody had written to it.
-            if let Ok(Some(found)) = self.live.find(&watched.path) {
-                nodes.rebind(watched.id, &watched.path, &found);
+            let rebound = {
+                let nodes = &mut *self.live.lock();
+                let found = self.live.find(&watched.path).ok().flatten();
+                found.is_some_and(|found| nodes.rebind(watched.id, &watched.path, &found))
+            };
+            if rebound {
+                self.live.tell_changed(watched.id);
             }
         }
+    }
+
+    /// Prepares the tree for what is going to be done for show.
+    fn expect(&self, heard: Heard) -> Vec<Happening> {
+        let (mut happenings, mut expected) = (Vec::new(), Vec::new());
+        let nodes = &mut *self.live.lock();
         // Deepest first, as a directory goes last.
         for (path, before) in heard.removed.iter().rev() {
             let Some((dir, name)) = nodes.place_of(path) else { continue };
@@ -270,7 +282,10 @@ impl News for Change {
     fn prepare(&self, watched: &HashSet<u64>) -> Vec<Happening> {
         let watched = self.concerned(&self.live.lock(), watched);
         match self.listen(&watched) {
-            Ok(heard) => self.expect(&watched, heard),
+            Ok(heard) => {
+                self.rebind(&watched);
+                self.expect(heard)
+            }
             Err(error) => {
                 tracing::warn!(%error, "watchers of the live mount are not told");
                 Vec::new()

@@ -5,13 +5,15 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
 use std::sync::{Arc, OnceLock, Weak};
 
+use super::kept::Kept;
 use crate::archive::RecordKind;
 use crate::base::BaseStat;
 use crate::digest::Digest;
-use crate::fs::{Attr, FileKind, FsError, NodeId, OpenFile};
+use crate::fs::{Attr, FileKind, FsError, NodeId, OpenFile, Timestamp};
 use crate::node_numbers::{self, NodeNumbers, UNKNOWN};
 use crate::open_file::RealFile;
 use crate::path::{RelPath, RelPathBuf};
@@ -36,6 +38,10 @@ pub(super) struct Nodes {
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) kind: FileKind,
+    /// Whether the kernel may have content of it in its cache, or have it open, without our knowledge.
+    read: bool,
+    /// What its attributes were when they were last told, if so.
+    seen: Seen,
     /// Inode number; a node that takes the place of another keeps its number.
     pub(super) ino: u64,
     /// `None` for directories, which are what their path says.
@@ -43,6 +49,15 @@ pub(super) struct Node {
     names: Names,
     children: Children,
     handles: Option<Box<Handles>>,
+}
+
+/// Digests of attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Seen {
+    /// Of what the kernel compares to find out whether its cache holds: size and modification time.
+    content: u32,
+    /// Of the time of the last change of any kind.
+    change: u32,
 }
 
 /// Names in a directory; nothing for what is none, and hardly anything for a directory nobody looked into.
@@ -78,6 +93,8 @@ pub(super) struct Handles {
     successor: Option<Key>,
     /// Attributes without a name to find them by.
     pub(super) last: Option<Attr>,
+    /// What was there, for those who may have it open without our knowledge.
+    pub(super) kept: Option<Kept>,
 }
 
 impl std::fmt::Debug for Handles {
@@ -355,21 +372,28 @@ impl Nodes {
         }
     }
 
-    /// Gives a node that nobody has open to the regular file that took the place of its own.
-    pub(super) fn rebind(&mut self, id: NodeId, path: &RelPath, found: &Found) {
+    /// Gives a node that nobody is known to have open to the regular file that took the place of its own; returns
+    /// whether that could be.
+    pub(super) fn rebind(&mut self, id: NodeId, path: &RelPath, found: &Found) -> bool {
         let object = Key::of(found);
         let free = object.as_ref().is_some_and(|object| !self.shared.contains_key(object));
-        let Some(node) = self.nodes.get(&id) else { return };
-        if free
+        let Some(node) = self.nodes.get(&id) else { return false };
+        let can_be = free
             && found.kind() == FileKind::File
             && node.kind == FileKind::File
             && node.object != object
             && matches!(&node.names, Names::One(..))
-            && !node.is_open()
-            && self.at(path) == Some(id)
-        {
+            && (node.read || !node.is_open())
+            && self.at(path) == Some(id);
+        if can_be {
             self.reidentify(id, object);
+            if let Some(node) = self.nodes.get_mut(&id) {
+                // Where nobody knows whether it is open, it is as if it had been written to.
+                node.handles = None;
+                node.note(&found.attr(id));
+            }
         }
+        can_be
     }
 
     /// Gives all names of a node to a new one with the same inode number: the old one's handles cannot follow
@@ -432,7 +456,31 @@ impl Nodes {
 
 impl Node {
     fn new(kind: FileKind, ino: u64, object: Option<Key>) -> Self {
-        Self { kind, ino, object, names: Names::None, children: None, handles: None }
+        let (read, seen) = (false, Seen::default());
+        Self { kind, read, seen, ino, object, names: Names::None, children: None, handles: None }
+    }
+
+    /// Notes that the kernel may have the content in its cache from now on, and the file open, without our knowledge.
+    pub(super) fn set_read(&mut self) {
+        self.read = true;
+    }
+
+    /// Returns whether somebody may have it open, as far as we know.
+    pub(super) fn may_be_open(&self) -> bool {
+        self.read || self.is_open()
+    }
+
+    /// Notes attributes after a change that the kernel knows of.
+    pub(super) fn note(&mut self, attr: &Attr) {
+        self.seen = Seen::of(attr);
+    }
+
+    /// Notes attributes that are about to be told, and returns whether the content may have changed although they do
+    /// not say so.
+    pub(super) fn sees(&mut self, attr: &Attr) -> bool {
+        let (before, now) = (self.seen, Seen::of(attr));
+        self.seen = now;
+        self.read && before.content == now.content && before.change != now.change
     }
 
     pub(super) fn handles(&mut self) -> &mut Handles {
@@ -464,6 +512,28 @@ impl Node {
 
     pub(super) fn has_names(&self) -> bool {
         self.names.first().is_some()
+    }
+
+    /// Notes that the node's virtual object is a real one now, with the same content.
+    pub(super) fn became_real(&mut self, attr: &Attr) {
+        self.note(attr);
+        if let Some(handles) = &mut self.handles {
+            handles.kept = None;
+        }
+    }
+
+    /// Keeps what was there until the node is forgotten.
+    pub(super) fn keep(&mut self, kept: Kept) {
+        let handles = self.handles();
+        if let Kept::Real(file) = &kept {
+            handles.open.push(Arc::downgrade(file));
+        }
+        handles.kept = Some(kept);
+    }
+
+    /// Returns what was there, for those who may have it open without our knowledge.
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.handles.as_ref()?.kept.as_ref()
     }
 
     /// Returns what the node was when it lost its last name, or its place.
@@ -498,6 +568,22 @@ impl Node {
     /// Returns a real file that is open on the node.
     pub(super) fn open_file(&self) -> Option<Arc<File>> {
         self.handles.as_ref()?.open.iter().find_map(Weak::upgrade)
+    }
+}
+
+impl Seen {
+    fn of(attr: &Attr) -> Self {
+        let digest = |parts: &[u64]| {
+            let mut hasher = DefaultHasher::new();
+            parts.hash(&mut hasher);
+            u32::try_from(hasher.finish() >> 32).unwrap_or(u32::MAX)
+        };
+        let time = |time: Timestamp| [time.secs.cast_unsigned(), u64::from(time.nanos)];
+        let ([seconds, nanoseconds], [changed, changed_ns]) = (time(attr.mtime), time(attr.ctime));
+        Self {
+            content: digest(&[attr.size_bytes, seconds, nanoseconds]),
+            change: digest(&[changed, changed_ns]),
+        }
     }
 }
 
@@ -546,6 +632,6 @@ mod tests {
 
     #[test]
     fn an_entry_is_small() {
-        assert!(size_of::<Node>() <= 88, "{}", size_of::<Node>());
+        assert!(size_of::<Node>() <= 96, "{}", size_of::<Node>());
     }
 }

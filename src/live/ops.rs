@@ -8,13 +8,13 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Live;
 use super::nodes::{Key, Nodes};
+use super::{KnownName, Live};
 use crate::archive::RecordKind;
 use crate::change::kill_set_id;
 use crate::fs::{
-    Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
-    OpenFlags, RenameFlags, SetTime, XattrMode,
+    Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, Holds, NewNode, NodeId,
+    OpenFile, OpenFlags, RenameFlags, SetTime, XattrMode,
 };
 use crate::path::RelPath;
 use crate::tree::{Found, Listed, Perspective};
@@ -24,6 +24,9 @@ impl Live {
     /// Removes a name, whatever of it is real and whatever virtual.
     fn remove(&self, nodes: &mut Nodes, parent: NodeId, name: &OsStr, found: &Found) -> Result<(), FsError> {
         let path = nodes.child_path(parent, name)?;
+        if let Some(id) = nodes.child(parent, name).filter(|_| !self.told_of_opens) {
+            self.keep_as(nodes, id, path.clone(), found);
+        }
         self.materialiser.dir(&nodes.path(parent)?)?;
         self.materialiser.clear_way(&path)?;
         if matches!(found, Found::Virtual(..)) {
@@ -45,9 +48,7 @@ impl Live {
         flags: OpenFlags,
     ) -> Result<Arc<dyn OpenFile>, FsError> {
         let truncate = if flags.contains(OpenFlags::TRUNCATE) { OFlags::TRUNC } else { OFlags::empty() };
-        let open = |access| {
-            self.tree().base().open(path, access | truncate | OFlags::NOFOLLOW | OFlags::NONBLOCK, 0)
-        };
+        let open = |access| self.open_base(path, access | truncate);
         let file = match open(OFlags::RDWR) {
             // A file that its owner may write but not read.
             Err(Errno::ACCESS) => open(OFlags::WRONLY)?,
@@ -56,7 +57,7 @@ impl Live {
         if flags.contains(OpenFlags::TRUNCATE | OpenFlags::KILL_SET_ID) {
             kill_set_id(&file)?;
         }
-        nodes.opened(id, File::from(file))
+        self.opened(nodes, id, file)
     }
 
     /// Makes sure that a rename may put something of `kind` at `to`: what is there must be an empty directory
@@ -76,6 +77,43 @@ impl Live {
             (Some(_), FileKind::Dir) => Err(FsError::NotADirectory),
             (Some(_), _) => Ok(()),
         }
+    }
+
+    /// Renames what is real by now. Returns the names that the kernel may believe for longer than it should.
+    fn rename_real(
+        &self,
+        (from_place, from): ((NodeId, &OsStr), &RelPath),
+        (to_place, to): ((NodeId, &OsStr), &RelPath),
+        source: &Found,
+        exchange: bool,
+    ) -> Result<Vec<KnownName>, FsError> {
+        let nodes = &mut *self.lock();
+        self.materialiser.dir(&nodes.path(to_place.0)?)?;
+        let target = self.find(to)?;
+        let replaced = nodes.child(to_place.0, to_place.1).filter(|_| !exchange && !self.told_of_opens);
+        if let (Some(id), Some(target)) = (replaced, &target) {
+            self.keep_as(nodes, id, to.to_owned(), target);
+        }
+        if exchange {
+            self.tree().base().rename(from, to, rustix::fs::RenameFlags::EXCHANGE)?;
+        } else {
+            if source.kind() == FileKind::Dir || !matches!(target, Some(Found::Base(_))) {
+                // Nothing visible is lost: what is there is an empty directory, stale, or virtual.
+                self.materialiser.clear_way(to)?;
+            }
+            self.tree().base().rename(from, to, rustix::fs::RenameFlags::empty())?;
+        }
+        self.touch(from);
+        self.touch(to);
+        self.renamed(nodes, from_place, to_place, exchange, target.as_ref())?;
+        if exchange || matches!(source, Found::Virtual(..)) {
+            // The kernel takes along how long it believes a name.
+            let places = [from_place, to_place].into_iter();
+            let names =
+                places.filter_map(|(dir, name)| Some((dir, nodes.child(dir, name)?, name.to_owned())));
+            return Ok(names.collect());
+        }
+        Ok(Vec::new())
     }
 
     /// Gives the names of a rename their new nodes.
@@ -101,6 +139,7 @@ impl Live {
             let found = self.find(&nodes.child_path(dir, name)?)?;
             nodes.reidentify(id, found.as_ref().and_then(Key::of));
             if let Some(found) = found {
+                nodes.get_mut(id)?.note(&found.attr(id));
                 // Without a name it was nobody's other name for a moment.
                 nodes.share(id, &found);
             }
@@ -111,18 +150,31 @@ impl Live {
 
 impl Filesystem for Live {
     fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, FsError> {
-        let nodes = &mut *self.lock();
-        let path = nodes.child_path(parent, name)?;
-        match self.find(&path)? {
-            Some(found) => {
-                let id = nodes.node_for(parent, name, &found);
-                Ok(Attr { ino: nodes.get(id)?.ino, ..found.attr(id) })
-            }
-            None => {
+        let (attr, changed) = {
+            let nodes = &mut *self.lock();
+            let path = nodes.child_path(parent, name)?;
+            let Some(found) = self.find(&path)? else {
                 nodes.unname(parent, name);
-                Err(FsError::NotFound)
-            }
+                return Err(FsError::NotFound);
+            };
+            let known = nodes.child(parent, name);
+            let id = nodes.node_for(parent, name, &found);
+            let node = nodes.get_mut(id)?;
+            let mut attr = Attr { ino: node.ino, ..found.attr(id) };
+            attr.holds = match attr.holds {
+                Holds::Nothing => Holds::Nothing,
+                _ if self.invalidator.is_none() => Holds::Nothing,
+                // The kernel may know the name already. Then what it is told of changes does not wait for this answer,
+                // which could come after that.
+                _ if known == Some(id) => Holds::Attributes,
+                _ => Holds::Name,
+            };
+            (attr, node.sees(&attr))
+        };
+        if changed {
+            self.tell_changed(attr.node);
         }
+        Ok(attr)
     }
 
     fn forget(&self, node: NodeId) {
@@ -130,7 +182,15 @@ impl Filesystem for Live {
     }
 
     fn attr(&self, node: NodeId) -> Result<Attr, FsError> {
-        self.attr_of(&self.lock(), node)
+        let (attr, changed) = {
+            let nodes = &mut *self.lock();
+            let attr = self.attr_of(nodes, node)?;
+            (attr, nodes.get_mut(node)?.sees(&attr))
+        };
+        if changed {
+            self.tell_changed(node);
+        }
+        Ok(attr)
     }
 
     fn set_attr(
@@ -139,7 +199,13 @@ impl Filesystem for Live {
         open: Option<&dyn OpenFile>,
         changes: AttrChanges,
     ) -> Result<Attr, FsError> {
-        self.set_attr_of(node, open, &changes)
+        if changes.size_bytes.is_some() && open.is_none() {
+            // What is virtual and has no name any more must be real to be cut.
+            self.open_kept(node, OpenFlags::WRITE)?;
+        }
+        let attr = self.set_attr_of(node, open, &changes)?;
+        self.lock().get_mut(node)?.note(&attr);
+        Ok(attr)
     }
 
     fn read_link(&self, node: NodeId) -> Result<OsString, FsError> {
@@ -255,7 +321,7 @@ impl Filesystem for Live {
     ) -> Result<(), FsError> {
         let _changing = self.changing();
         let exchange = flags.contains(RenameFlags::EXCHANGE);
-        let (from, to, kind) = {
+        let (from, to, source) = {
             let nodes = self.lock();
             let from = nodes.child_path(from_place.0, from_place.1)?;
             let to = nodes.child_path(to_place.0, to_place.1)?;
@@ -264,30 +330,21 @@ impl Filesystem for Live {
             }
             let source = self.find(&from)?.ok_or(FsError::NotFound)?;
             self.replaceable(&to, source.kind(), flags)?;
-            (from, to, source.kind())
+            (from, to, source)
         };
         self.make_subtree_real(&from)?;
         if exchange {
             self.make_subtree_real(&to)?;
         }
-        let nodes = &mut *self.lock();
-        self.materialiser.dir(&nodes.path(to_place.0)?)?;
-        let target = self.find(&to)?;
-        if exchange {
-            self.tree().base().rename(&from, &to, rustix::fs::RenameFlags::EXCHANGE)?;
-        } else {
-            if kind == FileKind::Dir || !matches!(target, Some(Found::Base(_))) {
-                // Nothing visible is lost: what is there is an empty directory, stale, or virtual.
-                self.materialiser.clear_way(&to)?;
-            }
-            self.tree().base().rename(&from, &to, rustix::fs::RenameFlags::empty())?;
-        }
-        self.touch(&from);
-        self.touch(&to);
-        self.renamed(nodes, from_place, to_place, exchange, target.as_ref())
+        let names = self.rename_real((from_place, &from), (to_place, &to), &source, exchange)?;
+        self.tell_real(names);
+        Ok(())
     }
 
     fn open(&self, node: NodeId, flags: OpenFlags) -> Result<Arc<dyn OpenFile>, FsError> {
+        if let Some(file) = self.open_kept(node, flags)? {
+            return Ok(file);
+        }
         {
             let nodes = &mut *self.lock();
             let known = nodes.get(node)?;
@@ -332,7 +389,7 @@ impl Filesystem for Live {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::openat(dir, name, flags, Mode::from_bits_truncate(mode))
         })?;
-        Ok((attr, nodes.opened(attr.node, File::from(file))?))
+        Ok((attr, self.opened(nodes, attr.node, File::from(file))?))
     }
 
     fn create_unnamed(
@@ -344,6 +401,13 @@ impl Filesystem for Live {
     ) -> Result<(Attr, Arc<dyn OpenFile>), FsError> {
         let _changing = self.changing();
         self.make_unnamed(&mut self.lock(), caller, parent, mode)
+    }
+
+    fn writing(&self, node: NodeId) {
+        let paths = self.lock().paths(node);
+        for path in &paths {
+            self.touch(path);
+        }
     }
 
     fn has_xattrs(&self) -> bool {

@@ -1,13 +1,20 @@
 //! Making virtual objects real under the feet of those who have them open.
 
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
 use super::nodes::{Key, Nodes};
-use super::{Live, OnDrop};
-use crate::fs::{FsError, NodeId, OpenFile};
-use crate::open_file::{RealFile, VirtualContent, open_frames};
+use super::{KnownName, Live, OnDrop};
+use crate::archive::Record;
+use crate::base::BaseStat;
+use crate::fs::{FileKind, FsError, NodeId, OpenFile};
+use crate::open_file::{RealFile, VirtualContent, open_blob, open_frames};
 use crate::path::{RelPath, RelPathBuf};
-use crate::tree::{Found, Perspective};
+use crate::tree::{Found, Layer, Perspective};
 
 impl Live {
     /// Returns what is at one of a node's names, having made sure it still is the node's object.
@@ -55,14 +62,18 @@ impl Live {
             let _done = OnDrop(|| self.lock().materialising -= 1);
             make()
         };
-        let nodes = &mut *self.lock();
-        let settled = nodes.at(path).map_or(Ok(()), |id| self.settle(nodes, id));
+        let mut names = Vec::new();
+        let settled = {
+            let nodes = &mut *self.lock();
+            nodes.at(path).map_or(Ok(()), |id| self.settle(nodes, id, &mut names))
+        };
+        self.tell_real(names);
         made.and(settled)
     }
 
     /// Gives nodes at and below `id` whose objects became real their new identity, and their handles the
-    /// real files.
-    fn settle(&self, nodes: &mut Nodes, id: NodeId) -> Result<(), FsError> {
+    /// real files. Adds what was virtual to `names`.
+    fn settle(&self, nodes: &mut Nodes, id: NodeId, names: &mut Vec<KnownName>) -> Result<(), FsError> {
         for id in nodes.below(id) {
             let node = nodes.get(id)?;
             let open = node.has_following_handles() || node.has_fixed_handles();
@@ -74,7 +85,9 @@ impl Live {
             if found.kind() != node.kind {
                 continue;
             }
+            names.extend(node.names().map(|(parent, name)| (parent, id, name.to_owned())));
             nodes.reidentify(id, Key::of(&found));
+            nodes.get_mut(id)?.became_real(&found.attr(id));
             nodes.share(id, &found);
             let node = nodes.get_mut(id)?;
             if node.has_following_handles() && node.handles().real.get().is_none() {
@@ -106,22 +119,52 @@ impl Live {
             match self.found(nodes, id)? {
                 // Somebody made it real meanwhile.
                 (_, Found::Base(_)) => {}
-                (_, Found::Virtual(..)) => {
-                    let handles = nodes.get_mut(id)?.handles();
-                    let file: Arc<dyn OpenFile> = match content {
-                        VirtualContent::Frames => {
-                            let (real, token) = (Arc::clone(&handles.real), Arc::clone(&handles.following));
-                            open_frames(layer.archive(), &record, Some(real), token)
-                        }
-                        VirtualContent::Blob(blob) => {
-                            Arc::new(RealFile::new(blob, Arc::clone(&handles.fixed)))
-                        }
-                    };
-                    handles.content = Some(Arc::downgrade(&file));
-                    return Ok(file);
-                }
+                (_, Found::Virtual(..)) => return self.opened_virtual(nodes, id, &layer, &record, content),
             }
         }
+    }
+
+    /// Opens a virtual file that a node is, or was, for reading.
+    pub(super) fn open_virtual(
+        &self,
+        id: NodeId,
+        layer: &Layer,
+        record: &Record,
+    ) -> Result<Arc<dyn OpenFile>, FsError> {
+        let content = VirtualContent::of(&self.store, layer.archive(), record)?;
+        self.opened_virtual(&mut self.lock(), id, layer, record, content)
+    }
+
+    fn opened_virtual(
+        &self,
+        nodes: &mut Nodes,
+        id: NodeId,
+        layer: &Layer,
+        record: &Record,
+        content: VirtualContent,
+    ) -> Result<Arc<dyn OpenFile>, FsError> {
+        let node = nodes.get_mut(id)?;
+        if !self.told_of_opens {
+            node.set_read();
+        }
+        let handles = node.handles();
+        let following = || (Arc::clone(&handles.real), Arc::clone(&handles.following));
+        let file: Arc<dyn OpenFile> = match content {
+            VirtualContent::Frames => {
+                let (real, token) = following();
+                open_frames(layer.archive(), record, Some(real), token)
+            }
+            // The kernel may read the blob itself, and would not follow.
+            VirtualContent::Blob(blob) if self.told_of_opens => {
+                Arc::new(RealFile::new(blob, Arc::clone(&handles.fixed)))
+            }
+            VirtualContent::Blob(blob) => {
+                let (real, token) = following();
+                open_blob(blob, record, real, token)
+            }
+        };
+        handles.content = Some(Arc::downgrade(&file));
+        Ok(file)
     }
 
     fn open_read_only(
@@ -130,11 +173,55 @@ impl Live {
         id: NodeId,
         path: &RelPath,
     ) -> Result<Arc<dyn OpenFile>, FsError> {
-        nodes.opened(id, self.tree().base().open_file(path)?)
+        let file = self.open_base(path, OFlags::RDONLY)?;
+        self.opened(nodes, id, file)
+    }
+
+    /// Opens a real file of a node.
+    pub(super) fn opened(
+        &self,
+        nodes: &mut Nodes,
+        id: NodeId,
+        file: File,
+    ) -> Result<Arc<dyn OpenFile>, FsError> {
+        if !self.told_of_opens {
+            let attr = BaseStat::from(rustix::fs::fstat(&file)?).attr(id);
+            let node = nodes.get_mut(id)?;
+            node.set_read();
+            node.note(&attr);
+        }
+        nodes.opened(id, file)
+    }
+
+    /// Opens a file of the base.
+    pub(super) fn open_base(&self, path: &RelPath, access: OFlags) -> rustix::io::Result<File> {
+        let base = self.tree().base();
+        match base.open(path, access | OFlags::NOFOLLOW | OFlags::NONBLOCK, 0) {
+            // The kernel has opened it already, when its mode still said that it could be.
+            Err(Errno::ACCESS) if !self.told_of_opens => {
+                let object = base.open(path, OFlags::PATH | OFlags::NOFOLLOW, 0)?;
+                open_in_spite_of_mode(&object, access).map(File::from)
+            }
+            opened => opened.map(File::from),
+        }
     }
 
     /// Returns whether the directory `path` shows no names.
     pub(super) fn is_empty_dir(&self, path: &RelPath) -> Result<bool, FsError> {
         Ok(self.tree().list(path, Perspective::ALL)?.is_empty())
     }
+}
+
+/// Opens our own file although its mode says that we may not.
+fn open_in_spite_of_mode(object: &OwnedFd, access: OFlags) -> rustix::io::Result<OwnedFd> {
+    let stat = BaseStat::from(rustix::fs::fstat(object)?);
+    if stat.kind != FileKind::File || stat.uid != rustix::process::geteuid().as_raw() {
+        return Err(Errno::ACCESS);
+    }
+    let path = format!("/proc/self/fd/{}", object.as_raw_fd());
+    let mode = Mode::from_bits_truncate(stat.mode);
+    rustix::fs::chmod(&*path, mode | Mode::RUSR | Mode::WUSR)?;
+    let opened = rustix::fs::open(&*path, access | OFlags::CLOEXEC, Mode::empty());
+    rustix::fs::chmod(&*path, mode)?;
+    opened
 }

@@ -6,7 +6,7 @@ use super::node::{Body, Dir, FileContent, OwnAttr};
 use super::{State, View};
 use crate::base::BaseStat;
 use crate::change::{GROUP_EXECUTE, SET_GROUP_ID, change_attributes, without_set_id};
-use crate::fs::{Attr, AttrChanges, Caller, FileKind, FsError, NodeId, OpenFile, SetTime, Timestamp};
+use crate::fs::{Attr, AttrChanges, Caller, FileKind, FsError, Holds, NodeId, OpenFile, SetTime, Timestamp};
 use crate::path::RelPath;
 use crate::tree::Found;
 
@@ -274,6 +274,7 @@ impl OwnAttr {
             atime: self.atime,
             mtime: self.mtime,
             ctime: self.ctime,
+            holds: Holds::Nothing,
         }
     }
 

@@ -119,6 +119,7 @@ impl Workspace {
         }
         self.invalidate(|path| stale.iter().any(|stale| path == &**stale));
         let freed = self.index.remove_layer(self.id, asked.owner)?;
+        self.keep_shown(&self.tree.layer_of(&asked.owner).iter().collect::<Vec<_>>());
         let layer = self.tree.detach(&asked.owner);
         self.remove_archives(&freed);
         if let Some(layer) = &layer {
@@ -167,6 +168,8 @@ impl Workspace {
             punched: BTreeMap::new(),
         }));
         let before = self.before([]);
+        let replaced = self.tree.layer_of(&asked.owner);
+        self.keep_shown(&replaced.iter().chain([&layer]).collect::<Vec<_>>());
         let old = self.tree.attach(Arc::clone(&layer));
         self.remove_archives(&freed);
         match old {
@@ -248,13 +251,15 @@ impl Workspace {
 
     /// Tells the kernel about everything it knows at or below the outputs of `layers`.
     pub(super) fn invalidate_layers(&self, layers: &[&Arc<Layer>]) {
-        self.invalidate(|path| {
-            layers.iter().any(|layer| {
-                // A directory above outputs has other names now, and is harmless to look up again.
-                path.starts_with(layer.archive().toc().prefix())
-                    || layer.archive().toc().prefix().starts_with(path)
-            })
-        });
+        self.invalidate(|path| concern(layers, path));
+    }
+
+    /// Lets those keep what they have open whom `layers` are about to show something else.
+    fn keep_shown(&self, layers: &[&Arc<Layer>]) {
+        let live = lock(&self.mounted).as_ref().map(|mounted| Arc::clone(&mounted.live));
+        if let Some(live) = live {
+            live.keep_where(|path| concern(layers, path));
+        }
     }
 
     pub(super) fn invalidate(&self, concerns: impl Fn(&RelPath) -> bool) {
@@ -267,6 +272,14 @@ impl Workspace {
         drop(mounted);
         live.invalidate(&*invalidator, concerns);
     }
+}
+
+/// Returns whether a path lies at, below or above the outputs of `layers`.
+fn concern(layers: &[&Arc<Layer>], path: &RelPath) -> bool {
+    layers.iter().any(|layer| {
+        // A directory above outputs has other names now, and is harmless to look up again.
+        path.starts_with(layer.archive().toc().prefix()) || layer.archive().toc().prefix().starts_with(path)
+    })
 }
 
 fn is_bad_archive(error: &WorkspaceError) -> bool {

@@ -39,7 +39,10 @@ impl Workspace {
     ) -> Result<LiveTree, WorkspaceError> {
         lock(&self.in_place).clear();
         let (store, touched) = (Arc::clone(&self.store), Arc::clone(&self.touched));
-        let live = Live::new(Arc::clone(&self.materialiser), store, touched).with_xattrs(serving.xattrs);
+        let live = Live::new(Arc::clone(&self.materialiser), store, touched)
+            .with_invalidator(Arc::clone(&invalidator))
+            .with_xattrs(serving.xattrs)
+            .with_opens(serving.passthrough);
         let live = Arc::new(live);
         let announcer = live.announcer();
         let tree = LiveTree {

@@ -36,7 +36,9 @@ fn check(base: &[Made1], layers: &[&[Made1]], ops: &[Op]) {
         view_and_commit(&plan, ops, Habits { caches: cut % 2 == 0, passthrough: cut < 3 }, cut);
     }
     for caches in [false, true] {
-        live_and_materialise(&plan, ops, caches);
+        for passthrough in [false, true] {
+            live_and_materialise(&plan, ops, Habits { caches, passthrough });
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use vout::watch::News;
 use crate::native::Native;
 use crate::ops::{Answer, Mtime, Op, Replace, SLOTS, Seen, xattr_name};
 use crate::snapshot::{Snapshot, Thing};
+use crate::unopened::Unopened;
 
 pub(crate) struct Kernel {
     fs: Arc<dyn Filesystem>,
@@ -46,6 +47,10 @@ impl Invalidator for Outdated {
     }
 
     fn node_changed(&self, _node: NodeId) {}
+
+    fn name_expires(&self, _parent: NodeId, _name: &OsStr) {}
+
+    fn attributes_changed(&self, _node: NodeId) {}
 
     fn news(&self, _news: Box<dyn News>) {}
 }
@@ -215,9 +220,42 @@ impl Kernel {
             FileKind::Symlink => return Err(Errno::LOOP),
             _ => {}
         }
+        if !self.tells_of_opens() {
+            return self.open_untold(attr.node, flags);
+        }
         let file = self.fs.open(attr.node, flags).map_err(errno)?;
         self.check_backing(attr.node, &*file);
         Ok((attr.node, file))
+    }
+
+    /// Returns whether the tree is told of opens. Views find their files whether they are or not.
+    fn tells_of_opens(&self) -> bool {
+        self.passthrough || self.is_view
+    }
+
+    fn open_untold(&self, node: NodeId, flags: OpenFlags) -> Result<(NodeId, Arc<dyn OpenFile>), Errno> {
+        if flags.contains(OpenFlags::TRUNCATE) {
+            let changes = AttrChanges { size_bytes: Some(0), ..AttrChanges::default() };
+            self.fs.set_attr(node, None, changes).map_err(errno)?;
+        }
+        Ok((node, Arc::new(Unopened { fs: Arc::clone(&self.fs), node })))
+    }
+
+    /// Returns what is open from now on of a file that was made: nobody holds it for long.
+    fn made(&self, node: NodeId, file: Arc<dyn OpenFile>) -> Arc<dyn OpenFile> {
+        if self.tells_of_opens() { file } else { Arc::new(Unopened { fs: Arc::clone(&self.fs), node }) }
+    }
+
+    fn change_open(&self, slot: &Slot, changes: AttrChanges) -> Result<(), Errno> {
+        let changed = if self.tells_of_opens() {
+            self.fs.set_attr(slot.node, Some(&*slot.file), changes)
+        } else if changes.size_bytes.is_some() {
+            let file = Unopened { fs: Arc::clone(&self.fs), node: slot.node }.to_write().map_err(errno)?;
+            self.fs.set_attr(slot.node, Some(&*file), changes)
+        } else {
+            self.fs.set_attr(slot.node, None, changes)
+        };
+        changed.map(drop).map_err(errno)
     }
 
     fn check_backing(&self, node: NodeId, file: &dyn OpenFile) {
@@ -250,6 +288,7 @@ impl Kernel {
                 let (attr, file) =
                     self.fs.create(self.caller, place.0, place.1, *mode, read_write).map_err(errno)?;
                 self.reference(attr, place);
+                let file = self.made(attr.node, file);
                 file.write_at(&data.bytes(), 0).map_err(errno)?;
             }
             Op::Write(path, offset, data) => {
@@ -468,7 +507,7 @@ impl Kernel {
                     mtime: Some(SetTime::Now),
                     ..AttrChanges::default()
                 };
-                self.fs.set_attr(slot.node, Some(&*slot.file), changes).map_err(errno)?;
+                self.change_open(slot, changes)?;
             }
             Op::StatOpen(slot) => {
                 let slot = self.slots[*slot].as_ref().ok_or(Errno::BADF)?;
@@ -503,6 +542,7 @@ impl Kernel {
                 let made = self.fs.create_unnamed(self.caller, NodeId::ROOT, *mode, flags);
                 let (attr, file) = made.map_err(errno)?;
                 self.nodes.insert(attr.node, NodeId::ROOT);
+                let file = self.made(attr.node, file);
                 self.slots[*slot] = Some(Slot { node: attr.node, file, writable: true });
             }
             Op::LinkOpen(slot, path) => {
@@ -517,13 +557,13 @@ impl Kernel {
             Op::ChmodOpen(slot, mode) => {
                 let slot = self.slots[*slot].as_ref().ok_or(Errno::BADF)?;
                 let changes = AttrChanges { mode: Some(*mode), ..AttrChanges::default() };
-                self.fs.set_attr(slot.node, Some(&*slot.file), changes).map_err(errno)?;
+                self.change_open(slot, changes)?;
             }
             Op::UtimensOpen(slot, secs) => {
                 let slot = self.slots[*slot].as_ref().ok_or(Errno::BADF)?;
                 let mtime = Some(SetTime::At(Timestamp { secs: *secs, nanos: 7 }));
                 let changes = AttrChanges { mtime, ..AttrChanges::default() };
-                self.fs.set_attr(slot.node, Some(&*slot.file), changes).map_err(errno)?;
+                self.change_open(slot, changes)?;
             }
             Op::CopyRange((from, from_at), (to, to_at), length) => {
                 let from = self.slots[*from].as_ref().ok_or(Errno::BADF)?;

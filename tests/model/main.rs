@@ -9,6 +9,7 @@ mod native;
 mod ops;
 mod recorded;
 mod snapshot;
+mod unopened;
 mod world;
 
 use proptest::prelude::*;
@@ -149,10 +150,10 @@ fn punch(world: &World, changes: &[Change]) {
 }
 
 /// Runs `ops` on the live tree, then makes everything real and compares the base itself.
-fn live_and_materialise(plan: &Plan, ops: &[Op], caches: bool) {
+fn live_and_materialise(plan: &Plan, ops: &[Op], habits: Habits) {
     let mut world = World::new(plan);
-    let (live, materialiser) = world.live();
-    let mut kernel = Kernel::new(live, Habits { caches, passthrough: true });
+    let (live, materialiser) = world.live(habits.passthrough);
+    let mut kernel = Kernel::new(live, habits);
     compare(&mut kernel, &mut world.native, ops);
     materialiser.subtree(RelPath::ROOT).unwrap();
     let (base, native) = (world.base().snapshot().without_links(), world.native.snapshot().without_links());
@@ -176,8 +177,8 @@ proptest! {
     fn live_tree_is_a_native_directory(
         plan in world::plan(),
         ops in prop::collection::vec(ops::op(), 1..40),
-        caches in any::<bool>(),
+        (caches, passthrough) in any::<(bool, bool)>(),
     ) {
-        live_and_materialise(&plan, &ops, caches);
+        live_and_materialise(&plan, &ops, Habits { caches, passthrough });
     }
 }

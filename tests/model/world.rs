@@ -302,7 +302,7 @@ impl World {
         }))
     }
 
-    pub(crate) fn live(&self) -> (Arc<Live>, Arc<Materialiser>) {
+    pub(crate) fn live(&self, told_of_opens: bool) -> (Arc<Live>, Arc<Materialiser>) {
         let (index, _) = Index::open(self.store.dir(), self.store.path()).unwrap();
         let materialiser = Arc::new(Materialiser {
             tree: Arc::clone(&self.tree),
@@ -312,7 +312,7 @@ impl World {
         });
         let live =
             Live::new(Arc::clone(&materialiser), Arc::clone(&self.store), Arc::new(Touched::default()));
-        (Arc::new(live), materialiser)
+        (Arc::new(live.with_opens(told_of_opens)), materialiser)
     }
 
     /// Returns the base as an ordinary directory.

@@ -139,7 +139,9 @@ fn a_read_only_disk_shows_through_the_live_mount() -> TestResult {
 
 #[test]
 fn a_daemon_out_of_descriptors_says_so_and_recovers() -> TestResult {
-    let ws = Workspace::new(Mode::Mounted)?.store_outside().config("")?;
+    let mut ws = Workspace::new(Mode::Mounted)?.store_outside().config("")?;
+    // Without passthrough open files are no descriptors of the daemon.
+    ws.variable("VOUT_PASSTHROUGH", "1");
     for i in 0..100 {
         ws.file(format!("f{i}"), format!("{i}\n"))?;
     }

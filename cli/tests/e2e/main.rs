@@ -22,6 +22,7 @@ mod likeness;
 mod logical;
 mod mounts;
 mod numbers;
+mod open_files;
 mod programs;
 mod real;
 mod recorder;

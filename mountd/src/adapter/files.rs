@@ -179,6 +179,9 @@ impl Adapter {
             // One file serves both from then on.
             Access::Write => (true, OpenFlags::READ | OpenFlags::WRITE),
         };
+        if to_write {
+            core.writing(node);
+        }
         self.unopened.get(node, to_write, || core.open(node, flags))
     }
 

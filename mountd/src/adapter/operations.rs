@@ -184,7 +184,7 @@ impl Adapter {
         };
         match self.create_file(request, &new) {
             Ok((attr, opened)) => {
-                let entry = entry_out(&attr, self.options.entry_ttl, self.options.attr_ttl);
+                let entry = entry_out(&attr, self.entry_ttl(&attr), self.attr_ttl(&attr));
                 reply.created(&entry, &opened);
             }
             Err(error) => reply.error(number_of(&error)),
@@ -339,9 +339,7 @@ impl Adapter {
     fn reply_entry(&self, reply: Reply<'_>, answer: Result<Attr, FsError>) {
         match answer {
             Ok(attr) => {
-                let attr_ttl = self.attr_ttl(attr.node);
-                let entry_ttl = if attr_ttl.is_zero() { attr_ttl } else { self.options.entry_ttl };
-                reply.entry(&entry_out(&attr, entry_ttl, attr_ttl));
+                reply.entry(&entry_out(&attr, self.entry_ttl(&attr), self.attr_ttl(&attr)));
             }
             Err(error) => reply.error(number_of(&error)),
         }
@@ -349,7 +347,7 @@ impl Adapter {
 
     fn reply_attr(&self, reply: Reply<'_>, answer: Result<Attr, FsError>) {
         match answer {
-            Ok(attr) => reply.attr(&attr_out(&attr, self.attr_ttl(attr.node))),
+            Ok(attr) => reply.attr(&attr_out(&attr, self.attr_ttl(&attr))),
             Err(error) => reply.error(number_of(&error)),
         }
     }

@@ -14,7 +14,7 @@ const GENERATION_FILES_MAX: usize = 32;
 /// Open files of the core by node, those used last: a large file is read in several requests, and the kernel
 /// does not say which is the last.
 #[derive(Default)]
-pub(super) struct UnopenedFiles {
+pub(crate) struct UnopenedFiles {
     /// A leaf; not held while a file is opened or closed.
     recent: Mutex<Recent>,
 }
@@ -64,8 +64,8 @@ impl UnopenedFiles {
         drop(gone);
     }
 
-    /// Closes the file of a node that the kernel has forgotten.
-    pub(super) fn forget(&self, node: NodeId) {
+    /// Closes the file of a node that the kernel has forgotten, or that is another one now.
+    pub(crate) fn forget(&self, node: NodeId) {
         let mut recent = self.lock();
         let gone = (recent.young.remove(&node), recent.old.remove(&node));
         drop(recent);

@@ -167,7 +167,7 @@ impl Server {
         let options = AdapterOptions::view(view.serving);
         let terminal = Some(Arc::clone(&view.terminal));
         let adapter = Adapter::new(Arc::clone(&view.filesystem), options, terminal);
-        let in_use = self.activity.enter();
+        let (in_use, unopened) = (self.activity.enter(), adapter.unopened());
         let (task, invalidator) = (view.task.clone(), view.invalidator.clone());
         let on_end = move |end: &SessionEnd| {
             if let Some(invalidator) = invalidator {
@@ -185,7 +185,7 @@ impl Server {
             "view served"
         );
         if let Some(invalidator) = &view.invalidator {
-            invalidator.attach(served.notifier(), None);
+            invalidator.attach(served.notifier(), unopened, None);
         }
         *session = ViewSession::Serving(served);
         Ok(Event::Ready)

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::fs::{CWD, RawDir, RenameFlags, renameat_with};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
@@ -88,6 +89,26 @@ fn the_live_mount_caches_no_absence() -> io::Result<()> {
         assert_eq!(errno(fs::metadata(mounted.path("missing"))), Some(2));
     }
     assert_eq!(Counts::get(&mounted.counts().lookups), 3);
+    Ok(())
+}
+
+#[test]
+fn the_live_mount_asks_again_for_all_but_what_holds() -> io::Result<()> {
+    let options = AdapterOptions {
+        entry_ttl: Duration::ZERO,
+        attr_ttl: Duration::ZERO,
+        ..AdapterOptions::live(serving(false))
+    };
+    let fs = MemoryFs::new(false).with_file("lasting", b"1").with_file("other", b"1");
+    let mounted = Mounted::new(fs, options)?;
+    for (name, lookups) in [("lasting", 1), ("other", 5)] {
+        let before = Counts::get(&mounted.counts().lookups);
+        for _ in 0..5 {
+            assert_eq!(fs::read(mounted.path(name))?, b"1");
+        }
+        assert_eq!(Counts::get(&mounted.counts().lookups) - before, lookups, "{name}");
+    }
+    assert_eq!(Counts::get(&mounted.counts().opens), 2, "without passthrough, when they were first read");
     Ok(())
 }
 

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use vout::fs::{
-    Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, NewNode, NodeId, OpenFile,
-    OpenFlags, RenameFlags, SeekTo, SetTime, Timestamp, XattrMode,
+    Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, Holds, NewNode, NodeId,
+    OpenFile, OpenFlags, RenameFlags, SeekTo, SetTime, Timestamp, XattrMode,
 };
 
 /// How often what was asked.
@@ -153,6 +153,7 @@ impl Tree {
             atime: node.mtime,
             mtime: node.mtime,
             ctime: node.mtime,
+            holds: Holds::Nothing,
         })
     }
 }
@@ -163,7 +164,8 @@ impl Filesystem for MemoryFs {
         assert_ne!(name, "panic", "a name that breaks the core");
         let mut tree = self.tree();
         let node = tree.child(parent, name)?;
-        tree.attr(node)
+        let holds = if name == "lasting" { Holds::Name } else { Holds::Nothing };
+        Ok(Attr { holds, ..tree.attr(node)? })
     }
 
     fn forget(&self, _node: NodeId) {
