@@ -7,6 +7,9 @@ use super::{State, View};
 use crate::fs::{NodeId, OpenFlags};
 use crate::path::RelPathBuf;
 
+/// Files that are looked up while the lock is held.
+const COUNTED_AT_A_TIME: usize = 256;
+
 /// What a view remembers of the files that its task makes.
 #[derive(Debug)]
 pub(super) struct Made {
@@ -85,6 +88,20 @@ impl View {
             }
             Some(_) | None => Finished::Never,
         }
+    }
+
+    /// Returns how many of these files are still there, and were not opened for writing since they were told to be
+    /// finished.
+    pub fn count_finished(&self, files: &[NodeId]) -> usize {
+        // Some at a time: a task may wait for the lock.
+        files.chunks(COUNTED_AT_A_TIME).map(|files| self.count_some(files)).sum()
+    }
+
+    fn count_some(&self, files: &[NodeId]) -> usize {
+        let state = self.lock();
+        let Some(made) = &state.made else { return 0 };
+        let is_there = |id: NodeId| state.nodes.get(id).is_ok_and(|node| state.nodes.links(node) > 0);
+        files.iter().filter(|&id| made.finished.contains(id) && is_there(*id)).count()
     }
 
     /// Returns the files that were told to be finished, and that nobody opened for writing since.

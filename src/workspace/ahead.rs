@@ -184,6 +184,14 @@ impl PackedFiles {
         Self { temp, archive, files: HashMap::new(), units: Vec::new() }
     }
 
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn nodes(&self) -> Vec<NodeId> {
+        self.files.keys().copied().collect()
+    }
+
     fn close_unit(&mut self, files: Vec<Candidate>) {
         let unit = self.archive.close_unit();
         debug_assert_eq!(unit, self.units.len(), "units are numbered from 0");

@@ -244,3 +244,23 @@ fn a_disk_with_little_room_is_left_to_the_task() {
     assert!(report.entry.is_some(), "{report:?}");
     assert_eq!(archived(&report), snapshot(&site.root()));
 }
+
+#[test]
+fn a_task_that_removes_most_of_what_it_makes_is_given_up_on() {
+    let site = Site::new();
+    let (workspace, run) = open_run(&site);
+    let ahead = run.ahead.as_ref().unwrap();
+    lock(&ahead.shared.worker).files_to_look = 4;
+    let make = |name: &str| Op::Write(name.into(), name.into());
+    do_all(&run, &[make("a"), make("b"), make("c"), make("d")]);
+    pack_now(&run);
+    do_all(&run, &[Op::Remove("a".into()), make("b"), make("e")]);
+    pack_now(&run);
+    // Half of it is of use, and it is looked at again when there is twice as much.
+    do_all(&run, &[Op::Remove("c".into()), make("f"), make("g"), make("h")]);
+    pack_now(&run);
+    do_all(&run, &[Op::Remove("d".into()), Op::Remove("e".into()), Op::Remove("f".into()), make("i")]);
+    assert!(ahead.pack_now().is_err());
+    let report = finish(&workspace, run).unwrap();
+    assert_eq!(archived(&report), snapshot(&site.root()));
+}

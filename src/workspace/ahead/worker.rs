@@ -26,6 +26,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The task needs the disk more than we do: with less room than this, nothing is packed ahead.
 const ROOM_BYTES_MIN: u64 = 1 << 30;
 
+/// So much is packed ahead before it is looked at how much of it is still of use, for the first time.
+const FILES_TO_LOOK: usize = 50_000;
+const BYTES_TO_LOOK: u64 = 256 << 20;
+
 /// So many files are looked at in a row, at most.
 const LOOKS_MAX: usize = 256;
 
@@ -38,6 +42,9 @@ pub(super) struct Worker {
     waiting: VecDeque<(Instant, NodeId)>,
     batch: Vec<Candidate>,
     batch_bytes: usize,
+    /// With so many files packed, or bytes written, it is looked at how many of them are still of use.
+    pub(super) files_to_look: usize,
+    bytes_to_look: u64,
 }
 
 /// A file that seems finished.
@@ -72,6 +79,8 @@ impl Worker {
             waiting: VecDeque::new(),
             batch: Vec::new(),
             batch_bytes: 0,
+            files_to_look: FILES_TO_LOOK,
+            bytes_to_look: BYTES_TO_LOOK,
         }
     }
 
@@ -137,6 +146,7 @@ impl Worker {
         let units = large.into_iter().map(|candidate| vec![candidate]).chain([small]);
         for unit in units.filter(|unit| !unit.is_empty()) {
             self.make_room(shared)?;
+            self.make_sure_of_use(shared, &view)?;
             match self.pack_unit((shared, pace), &view, unit) {
                 // Somebody was at a file after all; it is packed at the end.
                 Err(PackError::SizeChanged { .. } | PackError::Source { .. }) => {}
@@ -163,6 +173,26 @@ impl Worker {
             return Ok(());
         }
         Err(PackError::Output(io::ErrorKind::StorageFull.into()))
+    }
+
+    /// Gives up on a task that removes or changes most of what it makes: what is packed for nothing takes room until
+    /// the end.
+    fn make_sure_of_use(&mut self, shared: &Shared, view: &View) -> Result<(), PackError> {
+        let packed = |packed: &mut PackedFiles| {
+            let much =
+                packed.len() >= self.files_to_look || packed.archive.packed_bytes() >= self.bytes_to_look;
+            Ok(much.then(|| (packed.nodes(), packed.archive.packed_bytes())))
+        };
+        let Some((nodes, bytes)) = shared.with_packed(packed).map_err(PackError::Output)? else {
+            return Ok(());
+        };
+        let total = nodes.len();
+        if 2 * view.count_finished(&nodes) < total {
+            return Err(PackError::Output(io::Error::other("most of it was for nothing")));
+        }
+        (self.files_to_look, self.bytes_to_look) =
+            (2 * total.max(self.files_to_look), 2 * bytes.max(self.bytes_to_look));
+        Ok(())
     }
 
     fn begin(&self) -> io::Result<PackedFiles> {
