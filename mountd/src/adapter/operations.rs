@@ -3,12 +3,14 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use fuse_uring::{
     Errno, FopenFlags, Forget, Handler, Negotiated, OpenOut, Operation, Read, Reply, Request, Setattr,
     WriteFlags,
 };
-use vout::fs::{Attr, FileKind, FsError, NewNode, NodeId};
+use vout::fs::{Attr, FileKind, FsError, NewNode, NodeId, OpenFlags};
 
 use super::convert::{
     MODE_BITS, attr_changes, attr_out, entry_kind, entry_out, kind_of_mode, no_entry, rename_flags,
@@ -18,6 +20,9 @@ use super::files::{Access, DirSlot, NO_HANDLE, NewFile, seek, write};
 use super::{Adapter, caller_of, number_of};
 use crate::session::SessionEnd;
 use crate::terminal;
+
+/// Longer than it takes from a removal until the kernel forgets what was removed.
+const FORGETS_TAKE: Duration = Duration::from_millis(5);
 
 /// What a listing shows for an object without a number: zero would hide the name.
 const UNKNOWN_INO: u64 = 0xffff_ffff;
@@ -225,8 +230,33 @@ impl Adapter {
         let file = self.core_file(self.core(request), (node, handle), Access::Write);
         match file.and_then(|file| write(&*file, data, offset, kill_set_id)) {
             Ok(written) => reply.written(written),
+            Err(FsError::Os(error)) if is_full(&error) && !self.options.told_of_opens => {
+                self.write_once_more(node, (data.to_vec(), offset, kill_set_id), reply);
+            }
             Err(error) => reply.error(number_of(&error)),
         }
+    }
+
+    /// Writes to a full disk: where the kernel does not tell that nobody has a file open, what was removed takes its room
+    /// until the kernel has forgotten it, of which we are about to hear.
+    fn write_once_more(
+        &self,
+        node: NodeId,
+        (data, offset, kill_set_id): (Vec<u8>, u64, bool),
+        reply: Reply<'_>,
+    ) {
+        let (core, unopened, reply) = (Arc::clone(&self.core), Arc::clone(&self.unopened), reply.defer());
+        let work = move || {
+            #[expect(clippy::disallowed_methods, reason = "forgets come by themselves")]
+            thread::sleep(FORGETS_TAKE);
+            let file = unopened.get(node, true, || core.open(node, OpenFlags::READ | OpenFlags::WRITE));
+            let written = file.and_then(|file| write(&*file, &data, offset, kill_set_id));
+            reply.answer(|reply| match written {
+                Ok(written) => reply.written(written),
+                Err(error) => reply.error(number_of(&error)),
+            });
+        };
+        blocking::unblock(work).detach();
     }
 
     /// Listings may be cached where only this mount changes the tree; every change through it makes the
@@ -368,4 +398,8 @@ fn reply_empty(reply: Reply<'_>, answer: Result<(), FsError>) {
         Ok(()) => reply.empty(),
         Err(error) => reply.error(number_of(&error)),
     }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
