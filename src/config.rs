@@ -39,7 +39,7 @@ pub use patterns::parse_cli_filter;
 pub use task::TaskConfig;
 
 use crate::graph;
-use crate::serving::Serving;
+use crate::serving::Wishes;
 use read::{Source, Value};
 
 /// Name of the configuration file, in the workspace root.
@@ -55,7 +55,7 @@ pub struct Config {
     tasks: Vec<TaskConfig>,
     by_name: HashMap<String, usize>,
     cache: CacheConfig,
-    serving: Serving,
+    serving: Wishes,
 }
 
 impl Config {
@@ -105,7 +105,7 @@ impl Config {
 
     /// Returns how mounts are to be served.
     #[must_use]
-    pub fn serving(&self) -> Serving {
+    pub fn serving(&self) -> Wishes {
         self.serving
     }
 

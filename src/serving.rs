@@ -26,6 +26,37 @@ impl Transport {
     }
 }
 
+/// How mounts are to be served, as far as somebody said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wishes {
+    /// How requests come.
+    pub transport: Transport,
+    /// Whether the kernel may read and write backing files directly; `None` where it is for the kind of mount to say.
+    pub passthrough: Option<bool>,
+    /// Whether extended attributes of the `user.` namespace are shown and kept.
+    pub xattrs: bool,
+}
+
+impl Wishes {
+    /// Returns how a view is served: a task writes, and that is faster directly.
+    #[must_use]
+    pub fn for_view(self) -> Serving {
+        self.with_passthrough(true)
+    }
+
+    /// Returns how a live mount is served: people's tools read many small files again and again, and that is faster
+    /// where the kernel need not tell of each open.
+    #[must_use]
+    pub fn for_live_mount(self) -> Serving {
+        self.with_passthrough(false)
+    }
+
+    fn with_passthrough(self, by_default: bool) -> Serving {
+        let Self { transport, passthrough, xattrs } = self;
+        Serving { transport, passthrough: passthrough.unwrap_or(by_default), xattrs }
+    }
+}
+
 /// How a view or a live mount is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {

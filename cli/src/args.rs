@@ -64,8 +64,11 @@ pub(crate) struct ServingArgs {
     /// How requests reach the daemon: `uring`, `dev`, or `auto`, which takes the ring where the kernel has it
     #[arg(long, value_name = "TRANSPORT", value_parser = parse_transport)]
     pub(crate) transport: Option<Transport>,
-    /// Let all content pass through the daemon, also where the kernel could reach the files directly
+    /// Let the kernel reach real files directly, where it and the user's rights allow: by default in views
     #[arg(long)]
+    pub(crate) passthrough: bool,
+    /// Let all content pass through the daemon: by default on the live mount
+    #[arg(long, conflicts_with = "passthrough")]
     pub(crate) no_passthrough: bool,
 }
 

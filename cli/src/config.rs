@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use vout::config::Config;
-use vout::serving::{Serving, Transport};
+use vout::serving::{Transport, Wishes};
 
 use crate::args::ServingArgs;
 use crate::error::CommandError;
@@ -45,8 +45,8 @@ pub(crate) fn place(surroundings: &Surroundings, explicit: Option<&Path>) -> Res
 pub(crate) fn serving(
     args: ServingArgs,
     surroundings: &Surroundings,
-    configured: Serving,
-) -> Result<Serving, CommandError> {
+    configured: Wishes,
+) -> Result<Wishes, CommandError> {
     let mut serving = configured;
     if let Some(word) = surroundings.var(TRANSPORT_ENV) {
         serving.transport = word.to_str().and_then(Transport::from_word).ok_or_else(|| {
@@ -55,8 +55,8 @@ pub(crate) fn serving(
     }
     if let Some(word) = surroundings.var(PASSTHROUGH_ENV) {
         serving.passthrough = match word.to_str() {
-            Some("0") => false,
-            Some("1") => true,
+            Some("0") => Some(false),
+            Some("1") => Some(true),
             _ => {
                 return Err(CommandError::usage(format_args!(
                     "{PASSTHROUGH_ENV} is {word:?}; it can be 0 or 1"
@@ -65,7 +65,11 @@ pub(crate) fn serving(
         };
     }
     serving.transport = args.transport.unwrap_or(serving.transport);
-    serving.passthrough &= !args.no_passthrough;
+    serving.passthrough = match (args.passthrough, args.no_passthrough) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => serving.passthrough,
+    };
     Ok(serving)
 }
 
@@ -79,16 +83,19 @@ mod tests {
             cwd: "/".into(),
             env: env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
         };
-        let configured = Serving { transport: Transport::Dev, ..Serving::default() };
+        let configured = Wishes { transport: Transport::Dev, ..Wishes::default() };
         let none = ServingArgs::default();
         let plain = serving(none, &surroundings(&[]), configured).unwrap();
         assert_eq!(plain, configured);
+        assert_eq!((plain.for_view().passthrough, plain.for_live_mount().passthrough), (true, false));
         let around = surroundings(&[(TRANSPORT_ENV, "uring"), (PASSTHROUGH_ENV, "0")]);
         let from_env = serving(none, &around, configured).unwrap();
-        assert_eq!((from_env.transport, from_env.passthrough), (Transport::Uring, false));
-        let args = ServingArgs { transport: Some(Transport::Auto), no_passthrough: true };
+        assert_eq!((from_env.transport, from_env.passthrough), (Transport::Uring, Some(false)));
+        let args = ServingArgs { transport: Some(Transport::Auto), no_passthrough: true, ..none };
         let from_args = serving(args, &surroundings(&[(PASSTHROUGH_ENV, "1")]), configured).unwrap();
-        assert_eq!((from_args.transport, from_args.passthrough), (Transport::Auto, false));
+        assert_eq!((from_args.transport, from_args.passthrough), (Transport::Auto, Some(false)));
+        let asked = serving(ServingArgs { passthrough: true, ..none }, &around, configured).unwrap();
+        assert!(asked.for_live_mount().passthrough);
         for bad in [(TRANSPORT_ENV, "pigeon"), (PASSTHROUGH_ENV, "yes")] {
             assert_eq!(serving(none, &surroundings(&[bad]), configured).unwrap_err().exit_code(), 2);
         }

@@ -15,7 +15,7 @@ use crate::workspace::Surroundings;
 /// Mounts a workspace.
 pub(crate) fn mount(args: &MountArgs, surroundings: &Surroundings) -> Result<ExitCode, CommandError> {
     let place = config::place(surroundings, args.workspace.as_deref())?;
-    let serving = config::serving(args.serving, surroundings, place.serving)?;
+    let serving = config::serving(args.serving, surroundings, place.serving)?.for_live_mount();
     let at = args.at.as_deref().map(|at| surroundings.cwd.join(at));
     match Connection::open(&place)?.ask(&Request::Mount { at, serving })? {
         Event::Mounted { at, already } => {

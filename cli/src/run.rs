@@ -103,7 +103,7 @@ impl Run<'_> {
                 (false, true) => CacheMode::Refresh,
                 (false, false) => CacheMode::ReadWrite,
             },
-            serving: config::serving(self.args.serving, self.surroundings, self.place.serving)?,
+            serving: config::serving(self.args.serving, self.surroundings, self.place.serving)?.for_view(),
             verbosity: match (self.args.quiet, self.args.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (false, true) => Verbosity::Verbose,

@@ -13,7 +13,7 @@ use vout::limits::Limits;
 use vout::mountinfo::{self, FS_TYPE};
 use vout::path::{RelPath, RelPathBuf};
 use vout::runtime::RuntimePaths;
-use vout::serving::Serving;
+use vout::serving::Wishes;
 
 use crate::daemon;
 use crate::error::{Attempted, CommandError};
@@ -55,7 +55,7 @@ pub(crate) struct Place {
     /// How much the store may hold; the daemon is told when it is started.
     pub(crate) limits: Limits,
     /// How its mounts are served, as far as the configuration says.
-    pub(crate) serving: Serving,
+    pub(crate) serving: Wishes,
     /// Files of its daemon.
     pub(crate) runtime: RuntimePaths,
 }

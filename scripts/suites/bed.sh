@@ -106,7 +106,8 @@ bed_as() {
 
 # The options of `vout run` and `vout mount` for a configuration.
 bed_options() {
-    if bed_has "$1" copied; then printf '%s\n' --no-passthrough; fi
+    # The kinds differ in what they do by default.
+    if bed_has "$1" copied; then printf '%s\n' --no-passthrough; else printf '%s\n' --passthrough; fi
     if bed_has "$1" dev; then
         printf '%s\n' --transport dev
     elif [ "$bed_ring" = Y ] && ! bed_has "$1" user; then

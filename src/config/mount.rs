@@ -2,17 +2,17 @@
 
 use super::error::ConfigError;
 use super::read::Value;
-use crate::serving::{Serving, Transport};
+use crate::serving::{Transport, Wishes};
 
 const KEYS: &[&str] = &["transport", "passthrough", "xattrs"];
 
 /// Reads the table; what it does not name stays as it is by default.
-pub(super) fn read(value: Value<'_>) -> Result<Serving, ConfigError> {
-    let mut serving = Serving::default();
+pub(super) fn read(value: Value<'_>) -> Result<Wishes, ConfigError> {
+    let mut serving = Wishes::default();
     for entry in value.table()? {
         match entry.key {
             "transport" => serving.transport = entry.choice(Transport::WORDS)?,
-            "passthrough" => serving.passthrough = entry.boolean()?,
+            "passthrough" => serving.passthrough = Some(entry.boolean()?),
             "xattrs" => serving.xattrs = entry.boolean()?,
             _ => return Err(entry.unknown_key("[mount]", KEYS)),
         }

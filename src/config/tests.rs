@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::path::RelPath;
-use crate::serving::{Serving, Transport};
+use crate::serving::{Transport, Wishes};
 use crate::task::{CommandLine, FilterItem, FilterSpec, MtimePolicy};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -73,7 +73,10 @@ fn every_key_is_read() {
             entries_per_task_max: Some(4),
         }
     );
-    assert_eq!(config.serving(), Serving { transport: Transport::Dev, passthrough: false, xattrs: true });
+    assert_eq!(
+        config.serving(),
+        Wishes { transport: Transport::Dev, passthrough: Some(false), xattrs: true }
+    );
     let names: Vec<_> = config.tasks().map(|task| task.name.as_str()).collect();
     assert_eq!(names, ["build:app", "gen"]);
     let expected = TaskConfig {
@@ -104,7 +107,7 @@ fn missing_keys_have_defaults() {
     assert_eq!((task.cache, task.clean, task.discard_on_failure), (true, false, false));
     assert_eq!((task.mtime, &*task.cwd), (MtimePolicy::Shift, RelPath::ROOT));
     assert_eq!(*config.cache(), CacheConfig::default());
-    assert_eq!(config.serving(), Serving::default());
+    assert_eq!(config.serving(), Wishes::default());
     assert_eq!(parse("").unwrap().tasks().len(), 0);
 }
 

@@ -162,7 +162,7 @@ fn words(line: &CommandLine) -> Vec<String> {
 mod tests {
     use clap::Parser;
 
-    use vout::serving::Serving;
+    use vout::serving::Wishes;
 
     use super::*;
     use crate::args::{Cli, Command};
@@ -191,7 +191,7 @@ mod tests {
             root: root.to_owned(),
             store,
             limits: vout::limits::Limits::default(),
-            serving: Serving::default(),
+            serving: Wishes::default(),
             runtime,
         }
     }

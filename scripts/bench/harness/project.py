@@ -25,9 +25,9 @@ class Project:
 
     def vout(self, *arguments) -> measure.Sample:
         """Runs `vout`; its CPU time includes the daemon's."""
-        before = self._daemon_cpu()
+        before = self.daemon_cpu()
         sample = measure.timed([self.lab.vout, *arguments], self.path, self.env, self.lab.log)
-        sample["cpu"] += self._daemon_cpu() - before
+        sample["cpu"] += self.daemon_cpu() - before
         return sample
 
     def run(self, *arguments) -> measure.Sample:
@@ -111,7 +111,8 @@ class Project:
                 continue
         return None
 
-    def _daemon_cpu(self) -> float:
+    def daemon_cpu(self) -> float:
+        """Returns the seconds that the daemon has computed so far."""
         pid = self._daemon_pid()
         if pid is None:
             return 0.0
