@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -18,6 +20,10 @@ use crate::store::Store;
 /// Virtual files up to this size are served from decompressed frames; larger ones are hydrated, so that
 /// the kernel can read and map them directly.
 const SERVED_FROM_FRAMES_BYTES_MAX: u64 = 128 * 1024;
+
+/// Where the kernel does not read blobs itself, a large file is hydrated once so much of it was read. A program that
+/// starts reads less of itself, and what decompresses the rest is ahead of those who read on.
+const HYDRATED_AFTER_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Bytes copied at a time where the kernel cannot do it.
 const COPY_BUFFER_BYTES: usize = 256 * 1024;
@@ -171,6 +177,8 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize, FsError
 pub struct VirtualFile {
     content: Served,
     size_bytes: u64,
+    /// For a file that is too large to be read out of frames again and again.
+    hydration: Option<Arc<Hydration>>,
     /// Set once the file is an ordinary one; it is read from there from then on.
     real: Option<Arc<OnceLock<File>>>,
     _token: Arc<()>,
@@ -186,9 +194,10 @@ enum Served {
 impl VirtualFile {
     /// Returns the file that it is read from, if there is one.
     fn file(&self) -> Option<&File> {
+        let hydrated = || self.hydration.as_ref()?.blob.get();
         match (self.real.as_ref().and_then(|real| real.get()), &self.content) {
             (Some(file), _) | (None, Served::Blob(file)) => Some(file),
-            (None, Served::Frames(..)) => None,
+            (None, Served::Frames(..)) => hydrated(),
         }
     }
 }
@@ -197,7 +206,13 @@ impl OpenFile for VirtualFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, FsError> {
         match (self.file(), &self.content) {
             (Some(file), _) | (None, Served::Blob(file)) => read_at(file, buffer, offset),
-            (None, Served::Frames(archive, record)) => Ok(archive.read_at(record, offset, buffer)?),
+            (None, Served::Frames(archive, record)) => {
+                let read = archive.read_at(record, offset, buffer)?;
+                if let Some(hydration) = &self.hydration {
+                    hydration.has_read(read as u64);
+                }
+                Ok(read)
+            }
         }
     }
 
@@ -247,6 +262,18 @@ pub(crate) enum VirtualContent {
 }
 
 impl VirtualContent {
+    /// As [`of`](Self::of), but decompresses nothing; `None` for a large file that nobody has decompressed.
+    pub(crate) fn at_hand(store: &Store, record: &Record) -> Result<Option<Self>, FsError> {
+        let RecordKind::File { size_bytes, content, .. } = &record.kind else {
+            return Err(FsError::InvalidArgument);
+        };
+        if *size_bytes <= SERVED_FROM_FRAMES_BYTES_MAX {
+            return Ok(Some(Self::Frames));
+        }
+        let blob = content.map(|digest| store.blob(digest)).transpose()?.flatten();
+        Ok(blob.map(Self::Blob))
+    }
+
     /// Decides where a virtual file is read, and decompresses it into the blob store if that is where.
     pub(crate) fn of(store: &Store, archive: &Archive, record: &Record) -> Result<Self, FsError> {
         let RecordKind::File { size_bytes, content, .. } = &record.kind else {
@@ -275,7 +302,7 @@ pub(crate) fn open_frames(
 ) -> Arc<dyn OpenFile> {
     let size_bytes = record.size_bytes();
     let content = Served::Frames(Arc::clone(archive), Box::new(record.clone()));
-    Arc::new(VirtualFile { content, size_bytes, real, _token: token })
+    Arc::new(VirtualFile { content, size_bytes, hydration: None, real, _token: token })
 }
 
 /// Opens a virtual file for reading from its blob, but not for the kernel to read directly; `real` is where it reads
@@ -287,7 +314,66 @@ pub(crate) fn open_blob(
     token: Arc<()>,
 ) -> Arc<dyn OpenFile> {
     let size_bytes = record.size_bytes();
-    Arc::new(VirtualFile { content: Served::Blob(blob), size_bytes, real: Some(real), _token: token })
+    let content = Served::Blob(blob);
+    Arc::new(VirtualFile { content, size_bytes, hydration: None, real: Some(real), _token: token })
+}
+
+/// Opens a large virtual file for reading from its frames, until enough of it was read for it to be worth a blob.
+pub(crate) fn open_large(
+    store: &Arc<Store>,
+    archive: &Arc<Archive>,
+    record: &Record,
+    real: Arc<OnceLock<File>>,
+    token: Arc<()>,
+) -> Arc<dyn OpenFile> {
+    let hydration = Hydration {
+        store: Arc::clone(store),
+        archive: Arc::clone(archive),
+        record: record.clone(),
+        read_bytes: AtomicU64::new(0),
+        blob: OnceLock::new(),
+    };
+    Arc::new(VirtualFile {
+        content: Served::Frames(Arc::clone(archive), Box::new(record.clone())),
+        size_bytes: record.size_bytes(),
+        hydration: Some(Arc::new(hydration)),
+        real: Some(real),
+        _token: token,
+    })
+}
+
+/// The way of a large virtual file into the blob store, behind the back of those who read it.
+#[derive(Debug)]
+struct Hydration {
+    store: Arc<Store>,
+    archive: Arc<Archive>,
+    record: Record,
+    /// What was read out of frames.
+    read_bytes: AtomicU64,
+    blob: OnceLock<File>,
+}
+
+impl Hydration {
+    /// Notes that so much was read out of frames, and begins where that is enough.
+    fn has_read(self: &Arc<Self>, bytes: u64) {
+        let before = self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let begins = before < HYDRATED_AFTER_BYTES && before.saturating_add(bytes) >= HYDRATED_AFTER_BYTES;
+        if begins {
+            let hydration = Arc::clone(self);
+            // Without a thread, as without room on the disk, it goes on as it is.
+            let run = move || hydration.run();
+            thread::Builder::new().name("hydrate".into()).spawn(run).ok();
+        }
+    }
+
+    fn run(&self) {
+        let RecordKind::File { content: Some(digest), .. } = &self.record.kind else { return };
+        match hydrate(&self.store, &self.archive, &self.record, *digest) {
+            // Nobody else sets it.
+            Ok(blob) => drop(self.blob.set(blob)),
+            Err(error) => tracing::debug!(path = ?self.record.path, %error, "not hydrated"),
+        }
+    }
 }
 
 /// Opens a virtual file for reading: from the frames where it is small, else hydrated into the blob store.

@@ -60,6 +60,12 @@ impl Archive {
         Ok(Self { volume, toc, frames, cache: Cache::new(CACHE_BYTES) })
     }
 
+    /// Returns whether damage was found in what was read so far, by whomever.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.volume.is_damaged()
+    }
+
     /// Returns the table of contents.
     #[must_use]
     pub fn toc(&self) -> &Toc {

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::archive::{ArchiveError, Part};
 use crate::digest::Digest;
@@ -39,15 +40,22 @@ impl ReadAt for File {
 pub(super) struct Volume {
     source: Arc<dyn ReadAt>,
     path: Arc<PathBuf>,
+    /// Whether damage was found.
+    damaged: Arc<AtomicBool>,
 }
 
 impl Volume {
     pub(super) fn new(source: Arc<dyn ReadAt>, path: PathBuf) -> Self {
-        Self { source, path: Arc::new(path) }
+        Self { source, path: Arc::new(path), damaged: Arc::default() }
     }
 
     pub(super) fn path(&self) -> &PathBuf {
         &self.path
+    }
+
+    /// Returns whether damage was found in what was read so far.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
     }
 
     pub(super) fn size_bytes(&self) -> Result<u64, ArchiveError> {
@@ -81,6 +89,7 @@ impl Volume {
     }
 
     pub(super) fn damaged(&self, part: Part, problem: impl Into<String>) -> ArchiveError {
+        self.damaged.store(true, Ordering::Relaxed);
         ArchiveError::Damaged { path: self.path.to_path_buf(), part, problem: problem.into() }
     }
 

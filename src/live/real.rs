@@ -12,7 +12,7 @@ use super::{KnownName, Live, OnDrop};
 use crate::archive::Record;
 use crate::base::BaseStat;
 use crate::fs::{FileKind, FsError, NodeId, OpenFile};
-use crate::open_file::{RealFile, VirtualContent, open_blob, open_frames};
+use crate::open_file::{RealFile, VirtualContent, open_blob, open_frames, open_large};
 use crate::path::{RelPath, RelPathBuf};
 use crate::tree::{Found, Layer, Perspective};
 
@@ -114,7 +114,7 @@ impl Live {
                 }
             };
             // Decompressing may take long.
-            let content = VirtualContent::of(&self.store, layer.archive(), &record)?;
+            let content = self.virtual_content(&layer, &record)?;
             let nodes = &mut *self.lock();
             match self.found(nodes, id)? {
                 // Somebody made it real meanwhile.
@@ -131,8 +131,16 @@ impl Live {
         layer: &Layer,
         record: &Record,
     ) -> Result<Arc<dyn OpenFile>, FsError> {
-        let content = VirtualContent::of(&self.store, layer.archive(), record)?;
+        let content = self.virtual_content(layer, record)?;
         self.opened_virtual(&mut self.lock(), id, layer, record, content)
+    }
+
+    /// Returns where a virtual file is read; `None` out of its frames, although it is large.
+    fn virtual_content(&self, layer: &Layer, record: &Record) -> Result<Option<VirtualContent>, FsError> {
+        if self.told_of_opens {
+            return VirtualContent::of(&self.store, layer.archive(), record).map(Some);
+        }
+        VirtualContent::at_hand(&self.store, record)
     }
 
     fn opened_virtual(
@@ -141,7 +149,7 @@ impl Live {
         id: NodeId,
         layer: &Layer,
         record: &Record,
-        content: VirtualContent,
+        content: Option<VirtualContent>,
     ) -> Result<Arc<dyn OpenFile>, FsError> {
         let node = nodes.get_mut(id)?;
         if !self.told_of_opens {
@@ -150,17 +158,21 @@ impl Live {
         let handles = node.handles();
         let following = || (Arc::clone(&handles.real), Arc::clone(&handles.following));
         let file: Arc<dyn OpenFile> = match content {
-            VirtualContent::Frames => {
+            Some(VirtualContent::Frames) => {
                 let (real, token) = following();
                 open_frames(layer.archive(), record, Some(real), token)
             }
             // The kernel may read the blob itself, and would not follow.
-            VirtualContent::Blob(blob) if self.told_of_opens => {
+            Some(VirtualContent::Blob(blob)) if self.told_of_opens => {
                 Arc::new(RealFile::new(blob, Arc::clone(&handles.fixed)))
             }
-            VirtualContent::Blob(blob) => {
+            Some(VirtualContent::Blob(blob)) => {
                 let (real, token) = following();
                 open_blob(blob, record, real, token)
+            }
+            None => {
+                let (real, token) = following();
+                open_large(&self.store, layer.archive(), record, real, token)
             }
         };
         handles.content = Some(Arc::downgrade(&file));

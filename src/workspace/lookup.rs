@@ -209,7 +209,11 @@ impl Workspace {
     /// Opens the archive of an entry; `Err` says what is wrong with it.
     fn open_entry_archive(&self, entry: &Entry) -> Result<Option<Arc<Archive>>, String> {
         let Some(id) = entry.archive else { return Ok(None) };
-        self.open_archive(id).map(Some).map_err(|error| chain(&error))
+        let archive = self.open_archive(id).map_err(|error| chain(&error))?;
+        if archive.is_damaged() {
+            return Err("a part of it that somebody read is damaged".into());
+        }
+        Ok(Some(archive))
     }
 
     /// Returns the hash of a program outside the workspace; `None` where it cannot be read, which is a

@@ -11,8 +11,8 @@ use crate::support::{Mode, TestResult, Workspace};
 /// More files than the daemon holds open by itself.
 const OTHERS: usize = 100;
 
-/// Far more than the kernel reads ahead.
-const LARGE_LINES: usize = 200_000;
+/// Far more than the kernel reads ahead, and enough to be hydrated.
+const LARGE_LINES: usize = 400_000;
 
 /// Makes a test with passthrough, where the kernel and the user may, and one without of each scenario.
 macro_rules! told_or_not {
