@@ -1,7 +1,7 @@
 //! Changing the attributes of real objects.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -67,6 +67,20 @@ pub(crate) fn give_with_mode(file: impl AsFd, uid: u32, gid: u32, mode: u32) -> 
         rustix::fs::fchmod(file, Mode::from_bits_truncate(mode))?;
     }
     Ok(())
+}
+
+/// Opens our own file although its mode, `mode`, says that we may not; a descriptor opened with `O_PATH` will do. The file
+/// has another mode for that moment, and the time of its last change is a new one.
+pub(crate) fn open_in_spite_of_mode(
+    object: impl AsFd,
+    mode: u32,
+    access: OFlags,
+) -> rustix::io::Result<OwnedFd> {
+    chmod(&object, mode | 0o600)?;
+    let path = format!("/proc/self/fd/{}", object.as_fd().as_raw_fd());
+    let opened = rustix::fs::open(path, access | OFlags::CLOEXEC, Mode::empty());
+    chmod(object, mode)?;
+    opened
 }
 
 /// Changes attributes of an open regular file or directory; a descriptor opened with `O_PATH` will do,

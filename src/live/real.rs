@@ -1,16 +1,16 @@
 //! Making virtual objects real under the feet of those who have them open.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::nodes::{Key, Nodes};
 use super::{KnownName, Live, OnDrop};
 use crate::archive::Record;
 use crate::base::BaseStat;
+use crate::change::open_in_spite_of_mode;
 use crate::fs::{FileKind, FsError, NodeId, OpenFile};
 use crate::open_file::{RealFile, VirtualContent, open_blob, open_frames, open_large};
 use crate::path::{RelPath, RelPathBuf};
@@ -212,7 +212,11 @@ impl Live {
             // The kernel has opened it already, when its mode still said that it could be.
             Err(Errno::ACCESS) if !self.told_of_opens => {
                 let object = base.open(path, OFlags::PATH | OFlags::NOFOLLOW, 0)?;
-                open_in_spite_of_mode(&object, access).map(File::from)
+                let stat = BaseStat::from(rustix::fs::fstat(&object)?);
+                if stat.kind != FileKind::File || stat.uid != rustix::process::geteuid().as_raw() {
+                    return Err(Errno::ACCESS);
+                }
+                open_in_spite_of_mode(&object, stat.mode, access).map(File::from)
             }
             opened => opened.map(File::from),
         }
@@ -222,18 +226,4 @@ impl Live {
     pub(super) fn is_empty_dir(&self, path: &RelPath) -> Result<bool, FsError> {
         Ok(self.tree().list(path, Perspective::ALL)?.is_empty())
     }
-}
-
-/// Opens our own file although its mode says that we may not.
-fn open_in_spite_of_mode(object: &OwnedFd, access: OFlags) -> rustix::io::Result<OwnedFd> {
-    let stat = BaseStat::from(rustix::fs::fstat(object)?);
-    if stat.kind != FileKind::File || stat.uid != rustix::process::geteuid().as_raw() {
-        return Err(Errno::ACCESS);
-    }
-    let path = format!("/proc/self/fd/{}", object.as_raw_fd());
-    let mode = Mode::from_bits_truncate(stat.mode);
-    rustix::fs::chmod(&*path, mode | Mode::RUSR | Mode::WUSR)?;
-    let opened = rustix::fs::open(&*path, access | OFlags::CLOEXEC, Mode::empty());
-    rustix::fs::chmod(&*path, mode)?;
-    opened
 }

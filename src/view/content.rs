@@ -12,7 +12,7 @@ use super::node::{Blob, Body, FileContent, OwnAttr};
 use super::{Split, State, View, numbered, staged_dir_name};
 use crate::archive::RecordKind;
 use crate::base::{BaseStat, timestamps};
-use crate::change::give_with_mode;
+use crate::change::{give_with_mode, open_in_spite_of_mode};
 use crate::copy::copy_contents;
 use crate::fs::{Attr, AttrChanges, FsError, NodeId, OpenFile, OpenFlags, SetTime, Timestamp};
 use crate::open_file::{RealFile, SharedFile, open_virtual};
@@ -217,11 +217,7 @@ impl View {
                 let object = open(OFlags::PATH)?;
                 let ctime = |stat| BaseStat::from(stat).attr(NodeId::ROOT).ctime;
                 let before = rustix::fs::fstat(&object)?;
-                let mode = before.st_mode & 0o7777;
-                let set = |mode| AttrChanges { mode: Some(mode), ..AttrChanges::default() };
-                crate::change::change_attributes(&object, &set(mode | 0o600))?;
-                let opened = open(OFlags::RDWR);
-                crate::change::change_attributes(&object, &set(mode))?;
+                let opened = open_in_spite_of_mode(&object, before.st_mode & 0o7777, OFlags::RDWR);
                 // Nobody has asked for a change, so none must show.
                 let shown = state.shown_ctime(blob, ctime(before));
                 state.reopened.insert(blob, (ctime(rustix::fs::fstat(&object)?), shown));
