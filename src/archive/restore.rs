@@ -404,15 +404,10 @@ fn open_dir(root: &OwnedFd, path: &RelPath, access: OFlags) -> Result<OwnedFd, E
 }
 
 /// Sets what a record says beside content and name.
-/// Gives an open file the attributes of `record`.
 ///
 /// # Errors
 /// Those of the file system.
-pub(crate) fn set_file_attributes(file: &File, record: &Record, mtime: Timestamp) -> io::Result<()> {
-    set_attributes(file.as_fd(), record, mtime)
-}
-
-fn set_attributes(file: BorrowedFd<'_>, record: &Record, mtime: Timestamp) -> io::Result<()> {
+pub(crate) fn set_attributes(file: BorrowedFd<'_>, record: &Record, mtime: Timestamp) -> io::Result<()> {
     // First, as changing attributes needs permission to write.
     for (name, value) in &record.xattrs {
         if !name.as_bytes().starts_with(b"user.") {

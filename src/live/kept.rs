@@ -5,6 +5,7 @@
 //! forgets the node, which it does once nobody has it open.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
@@ -136,7 +137,7 @@ impl Live {
         let file = rustix::fs::openat(self.tree().base().root(), ".", flags, Mode::RUSR | Mode::WUSR)?;
         let file = Arc::new(File::from(file));
         layer.archive().copy_to(record, &file)?;
-        restore::set_file_attributes(&file, record, layer.mtime(record))?;
+        restore::set_attributes(file.as_fd(), record, layer.mtime(record))?;
         let nodes = &mut *self.lock();
         let node = nodes.get_mut(id)?;
         if let Some(last) = node.last() {
