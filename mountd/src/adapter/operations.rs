@@ -245,18 +245,14 @@ impl Adapter {
         (data, offset, kill_set_id): (Vec<u8>, u64, bool),
         reply: Reply<'_>,
     ) {
-        let (core, unopened, reply) = (Arc::clone(&self.core), Arc::clone(&self.unopened), reply.defer());
+        let (core, unopened) = (Arc::clone(&self.core), Arc::clone(&self.unopened));
         let work = move || {
             #[expect(clippy::disallowed_methods, reason = "forgets come by themselves")]
             thread::sleep(FORGETS_TAKE);
             let file = unopened.get(node, true, || core.open(node, OpenFlags::READ | OpenFlags::WRITE));
-            let written = file.and_then(|file| write(&*file, &data, offset, kill_set_id));
-            reply.answer(|reply| match written {
-                Ok(written) => reply.written(written),
-                Err(error) => reply.error(number_of(&error)),
-            });
+            file.and_then(|file| write(&*file, &data, offset, kill_set_id))
         };
-        blocking::unblock(work).detach();
+        aside(reply, work, |reply, written| reply.written(written));
     }
 
     /// Listings may be cached where only this mount changes the tree; every change through it makes the
@@ -296,18 +292,19 @@ impl Adapter {
     fn sync(&self, request: &Request<'_>, reply: Reply<'_>) {
         // Nothing is made durable for show.
         let (core, node) = (Arc::clone(&self.core), NodeId(request.node()));
+        let done = |reply: Reply<'_>, ()| reply.empty();
         match *request.operation() {
             Operation::Fsync { handle, data_only } => {
                 if terminal::stream_of(node).is_some() {
                     return reply.empty();
                 }
                 match self.core_file(&*core, (node, handle), Access::Read) {
-                    Ok(file) => aside(reply, move || file.sync(data_only)),
+                    Ok(file) => aside(reply, move || file.sync(data_only), done),
                     Err(error) => reply.error(number_of(&error)),
                 }
             }
-            Operation::Fsyncdir { .. } => aside(reply, move || core.sync_dir(node)),
-            Operation::Syncfs => aside(reply, move || core.sync_all()),
+            Operation::Fsyncdir { .. } => aside(reply, move || core.sync_dir(node), done),
+            Operation::Syncfs => aside(reply, move || core.sync_all(), done),
             _ => reply.error(Errno::NOSYS),
         }
     }
@@ -383,14 +380,21 @@ impl Adapter {
     }
 }
 
-/// Does on another thread what takes its time.
-fn aside(reply: Reply<'_>, work: impl FnOnce() -> Result<(), FsError> + Send + 'static) {
+/// Does on another thread what takes its time, and answers with what comes of it.
+fn aside<T>(
+    reply: Reply<'_>,
+    work: impl FnOnce() -> Result<T, FsError> + Send + 'static,
+    answer: impl FnOnce(Reply<'_>, T) + Send + 'static,
+) {
     let reply = reply.defer();
-    blocking::unblock(move || {
+    let run = move || {
         let done = work();
-        reply.answer(|reply| reply_empty(reply, done));
-    })
-    .detach();
+        reply.answer(|reply| match done {
+            Ok(done) => answer(reply, done),
+            Err(error) => reply.error(number_of(&error)),
+        });
+    };
+    blocking::unblock(run).detach();
 }
 
 fn reply_empty(reply: Reply<'_>, answer: Result<(), FsError>) {
