@@ -276,14 +276,12 @@ impl VirtualContent {
 
     /// Decides where a virtual file is read, and decompresses it into the blob store if that is where.
     pub(crate) fn of(store: &Store, archive: &Archive, record: &Record) -> Result<Self, FsError> {
-        let RecordKind::File { size_bytes, content, .. } = &record.kind else {
-            return Err(FsError::InvalidArgument);
-        };
-        if *size_bytes <= SERVED_FROM_FRAMES_BYTES_MAX {
-            return Ok(Self::Frames);
+        if let Some(content) = Self::at_hand(store, record)? {
+            return Ok(content);
         }
-        let digest =
-            content.ok_or_else(|| FsError::Corrupt(format!("{:?} has no content hash", record.path)))?;
+        let RecordKind::File { content: Some(digest), .. } = record.kind else {
+            return Err(FsError::Corrupt(format!("{:?} has no content hash", record.path)));
+        };
         match hydrate(store, archive, record, digest) {
             Ok(blob) => Ok(Self::Blob(blob)),
             // Slower, but a full disk is no reason not to read.

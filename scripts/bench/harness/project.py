@@ -65,14 +65,6 @@ class Project:
         sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Vm")}
         return {"now": sizes["VmRSS"], "peak": sizes["VmHWM"]}
 
-    def restart(self) -> None:
-        """Ends the daemon, so that the next one starts with nothing in memory."""
-        if mounted := self.status()["mounted"]:
-            self.unmount()
-        self.end_daemon()
-        if mounted:
-            self.mount()
-
     def end_daemon(self) -> None:
         """Ends the daemon, if there is one, and waits until it is gone."""
         pid = self._daemon_pid()

@@ -98,8 +98,7 @@ impl AheadPacker {
         let mut raw = Vec::new();
         let mut piece = Piece { is_base: true, ..Piece::default() };
         for (path, meta, source) in files {
-            let large =
-                usize::try_from(source.size_bytes()).map_or(true, |size| size > self.packer.split_bytes);
+            let large = self.is_large(source.size_bytes());
             let entry = Planned { path, meta: meta.settled(), what: What::File { source, names: 1 } };
             if large {
                 pack_large(&entry, self.packer.split_bytes, &mut submit)?;
