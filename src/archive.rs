@@ -7,6 +7,7 @@
 //! This module owns the format, packing and unpacking. It does not decide what is an output, where
 //! archives live, or when they go; callers do temporary names, `fsync` and `rename`.
 
+mod buffers;
 mod cache;
 mod codec;
 mod frames;

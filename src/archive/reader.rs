@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::archive::buffers::{Buffer, Buffers};
 use crate::archive::cache::Cache;
 use crate::archive::codec::Decoder;
 use crate::archive::frames::{Frame, FrameTable};
@@ -16,7 +17,7 @@ use crate::archive::layout::{
 };
 use crate::archive::record::{DataRef, Extent, Record, RecordKind};
 use crate::archive::toc::Toc;
-use crate::archive::volume::{ReadAt, Volume};
+use crate::archive::volume::{ReadAt, Stored, Volume};
 use crate::archive::{ArchiveError, Part};
 use crate::digest::Hasher;
 
@@ -30,7 +31,8 @@ pub struct Archive {
     volume: Volume,
     toc: Toc,
     frames: FrameTable,
-    cache: Cache<Vec<u8>>,
+    cache: Cache<Buffer>,
+    buffers: Buffers,
 }
 
 impl Archive {
@@ -57,7 +59,7 @@ impl Archive {
             return Err(volume.damaged(Part::Footer, "the table is longer than the file"));
         }
         let frames = FrameTable::new(volume.clone(), toc.start(), toc.frame_blocks.clone());
-        Ok(Self { volume, toc, frames, cache: Cache::new(CACHE_BYTES) })
+        Ok(Self { volume, toc, frames, cache: Cache::new(CACHE_BYTES), buffers: Buffers::default() })
     }
 
     /// Returns whether damage was found in what was read so far, by whomever.
@@ -236,11 +238,17 @@ impl Archive {
         Ok(())
     }
 
-    fn load(&self, frame: &Frame) -> Result<Vec<u8>, ArchiveError> {
-        let part = Part::Frame(frame.file_offset);
-        let stored_bytes = frame.stored_bytes as usize;
-        let stored = self.volume.read_hashed(part.clone(), frame.file_offset, stored_bytes, &frame.hash)?;
-        self.volume.decompress(part, &stored, frame.raw_bytes as usize)
+    fn load(&self, frame: &Frame) -> Result<Buffer, ArchiveError> {
+        let raw_bytes = frame.raw_bytes as usize;
+        let stored = Stored {
+            offset: frame.file_offset,
+            length_bytes: frame.stored_bytes as usize,
+            hash: &frame.hash,
+            raw_bytes,
+        };
+        let mut raw = self.buffers.take(raw_bytes);
+        self.volume.read_compressed(&Part::Frame(frame.file_offset), stored, raw.bytes_mut())?;
+        Ok(raw)
     }
 }
 

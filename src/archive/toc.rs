@@ -12,7 +12,7 @@ use crate::archive::layout::{
     TOC_MAGIC,
 };
 use crate::archive::record::{Key, Record};
-use crate::archive::volume::{ReadAt, Volume};
+use crate::archive::volume::{ReadAt, Stored, Volume};
 use crate::archive::{ArchiveError, Part};
 use crate::digest::Digest;
 use crate::fs::Timestamp;
@@ -230,13 +230,15 @@ impl Toc {
     fn load(&self, number: usize) -> Result<Block, ArchiveError> {
         let part = Part::RecordBlock(number);
         let entry = &self.blocks[number];
-        let stored = self.volume.read_hashed(
-            part.clone(),
-            self.start + entry.offset,
-            entry.stored_bytes as usize,
-            &entry.hash,
-        )?;
-        let raw = self.volume.decompress(part.clone(), &stored, entry.raw_bytes as usize)?;
+        let raw_bytes = entry.raw_bytes as usize;
+        let stored = Stored {
+            offset: self.start + entry.offset,
+            length_bytes: entry.stored_bytes as usize,
+            hash: &entry.hash,
+            raw_bytes,
+        };
+        let mut raw = Vec::with_capacity(raw_bytes);
+        self.volume.read_compressed(&part, stored, &mut raw)?;
         let bounds = block_bounds(&raw).map_err(|problem| self.volume.damaged(part, problem))?;
         Ok(Block { number, raw, bounds })
     }

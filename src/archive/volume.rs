@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::archive::buffers::Workbench;
 use crate::archive::{ArchiveError, Part};
 use crate::digest::Digest;
 
@@ -33,6 +34,17 @@ impl ReadAt for File {
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
+}
+
+/// Where something compressed lies, and what it should be.
+#[derive(Clone, Copy)]
+pub(super) struct Stored<'a> {
+    pub(super) offset: u64,
+    pub(super) length_bytes: usize,
+    /// Of the stored bytes.
+    pub(super) hash: &'a Digest,
+    /// How many bytes it decompresses to.
+    pub(super) raw_bytes: usize,
 }
 
 /// The file behind an archive or manifest, with the name it has in messages.
@@ -66,11 +78,17 @@ impl Volume {
     /// limit of the format.
     pub(super) fn read(&self, part: Part, offset: u64, length_bytes: usize) -> Result<Vec<u8>, ArchiveError> {
         let mut bytes = vec![0; length_bytes];
-        match self.source.read_exact_at(&mut bytes, offset) {
-            Ok(()) => Ok(bytes),
+        self.read_into(&part, offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn read_into(&self, part: &Part, offset: u64, bytes: &mut [u8]) -> Result<(), ArchiveError> {
+        match self.source.read_exact_at(bytes, offset) {
+            Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(self
-                    .damaged(part, format!("the file ends before {length_bytes} bytes at offset {offset}")))
+                let length_bytes = bytes.len();
+                let problem = format!("the file ends before {length_bytes} bytes at offset {offset}");
+                Err(self.damaged(part.clone(), problem))
             }
             Err(source) => Err(ArchiveError::Io { path: self.path.to_path_buf(), source }),
         }
@@ -88,6 +106,31 @@ impl Volume {
         if Digest::of(&bytes) == *hash { Ok(bytes) } else { Err(self.damaged(part, "its hash is wrong")) }
     }
 
+    /// Reads something compressed, compares its hash, and decompresses it into `out`, which is empty and has room for
+    /// `raw_bytes`.
+    pub(super) fn read_compressed(
+        &self,
+        part: &Part,
+        stored: Stored<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ArchiveError> {
+        Workbench::with(|bench| {
+            bench.stored.resize(stored.length_bytes, 0);
+            self.read_into(part, stored.offset, &mut bench.stored)?;
+            if Digest::of(&bench.stored) != *stored.hash {
+                return Err(self.damaged(part.clone(), "its hash is wrong"));
+            }
+            match bench.decompress(out) {
+                Ok(()) if out.len() == stored.raw_bytes => Ok(()),
+                Ok(()) => {
+                    let problem = format!("it holds {} bytes instead of {}", out.len(), stored.raw_bytes);
+                    Err(self.damaged(part.clone(), problem))
+                }
+                Err(error) => Err(self.damaged(part.clone(), error.to_string())),
+            }
+        })
+    }
+
     pub(super) fn damaged(&self, part: Part, problem: impl Into<String>) -> ArchiveError {
         self.damaged.store(true, Ordering::Relaxed);
         ArchiveError::Damaged { path: self.path.to_path_buf(), part, problem: problem.into() }
@@ -95,22 +138,5 @@ impl Volume {
 
     pub(super) fn not_an_archive(&self, problem: impl Into<String>) -> ArchiveError {
         ArchiveError::NotAnArchive { path: self.path.to_path_buf(), problem: problem.into() }
-    }
-
-    /// Decompresses one frame to exactly `raw_bytes`.
-    pub(super) fn decompress(
-        &self,
-        part: Part,
-        stored: &[u8],
-        raw_bytes: usize,
-    ) -> Result<Vec<u8>, ArchiveError> {
-        match zstd::bulk::decompress(stored, raw_bytes) {
-            Ok(raw) if raw.len() == raw_bytes => Ok(raw),
-            Ok(raw) => {
-                let problem = format!("it holds {} bytes instead of {raw_bytes}", raw.len());
-                Err(self.damaged(part, problem))
-            }
-            Err(error) => Err(self.damaged(part, error.to_string())),
-        }
     }
 }
