@@ -105,6 +105,7 @@ pub mod load;
 pub mod logical;
 pub mod materialise;
 pub mod mountinfo;
+pub mod node_map;
 mod node_numbers;
 pub mod open_file;
 pub mod path;

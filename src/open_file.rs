@@ -294,12 +294,12 @@ impl VirtualContent {
 /// Opens a virtual file for reading from its archive; `real` is where it reads once that is set.
 pub(crate) fn open_frames(
     archive: &Arc<Archive>,
-    record: &Record,
+    record: Record,
     real: Option<Arc<OnceLock<File>>>,
     token: Arc<()>,
 ) -> Arc<dyn OpenFile> {
     let size_bytes = record.size_bytes();
-    let content = Served::Frames(Arc::clone(archive), Box::new(record.clone()));
+    let content = Served::Frames(Arc::clone(archive), Box::new(record));
     Arc::new(VirtualFile { content, size_bytes, hydration: None, real, _token: token })
 }
 
@@ -320,10 +320,11 @@ pub(crate) fn open_blob(
 pub(crate) fn open_large(
     store: &Arc<Store>,
     archive: &Arc<Archive>,
-    record: &Record,
+    record: Record,
     real: Arc<OnceLock<File>>,
     token: Arc<()>,
 ) -> Arc<dyn OpenFile> {
+    let size_bytes = record.size_bytes();
     let hydration = Hydration {
         store: Arc::clone(store),
         archive: Arc::clone(archive),
@@ -332,8 +333,8 @@ pub(crate) fn open_large(
         blob: OnceLock::new(),
     };
     Arc::new(VirtualFile {
-        content: Served::Frames(Arc::clone(archive), Box::new(record.clone())),
-        size_bytes: record.size_bytes(),
+        content: Served::Frames(Arc::clone(archive), Box::new(record)),
+        size_bytes,
         hydration: Some(Arc::new(hydration)),
         real: Some(real),
         _token: token,
@@ -385,7 +386,7 @@ pub fn open_virtual(
     token: Arc<()>,
 ) -> Result<Arc<dyn OpenFile>, FsError> {
     Ok(match VirtualContent::of(store, archive, record)? {
-        VirtualContent::Frames => open_frames(archive, record, None, token),
+        VirtualContent::Frames => open_frames(archive, record.clone(), None, token),
         VirtualContent::Blob(blob) => Arc::new(RealFile::new(blob, token)),
     })
 }

@@ -141,11 +141,7 @@ impl RelPath {
     /// Where `name` is not a single component: names come from the kernel or from a directory.
     #[must_use]
     pub fn join(&self, name: &OsStr) -> RelPathBuf {
-        let name = name.as_bytes();
-        assert!(
-            !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b"..",
-            "not a file name: {name:?}"
-        );
+        let name = checked(name);
         let mut bytes = Vec::with_capacity(self.0.len() + 1 + name.len());
         if !self.is_root() {
             bytes.extend_from_slice(&self.0);
@@ -194,6 +190,32 @@ impl RelPathBuf {
         RelPath::new(&bytes)?;
         Ok(Self(bytes))
     }
+
+    /// Returns the path of these components, from the root down.
+    ///
+    /// # Panics
+    /// As [`RelPath::join`].
+    pub(crate) fn of_names<'a>(names: impl Iterator<Item = &'a OsStr> + Clone) -> Self {
+        let length = names.clone().map(|name| name.len() + 1).sum();
+        let mut bytes = Vec::with_capacity(length);
+        for name in names {
+            if !bytes.is_empty() {
+                bytes.push(b'/');
+            }
+            bytes.extend_from_slice(checked(name));
+        }
+        Self(bytes)
+    }
+}
+
+/// Returns the bytes of what is a single component.
+fn checked(name: &OsStr) -> &[u8] {
+    let name = name.as_bytes();
+    assert!(
+        !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b"..",
+        "not a file name: {name:?}"
+    );
+    name
 }
 
 impl Deref for RelPathBuf {

@@ -117,7 +117,7 @@ impl Live {
         if flags.intersects(OpenFlags::WRITE | OpenFlags::TRUNCATE) {
             return self.make_kept_real(id, &layer, &record).map(Some);
         }
-        let file = self.open_virtual(id, &layer, &record)?;
+        let file = self.open_virtual(id, &layer, record)?;
         Ok(Some(file))
     }
 

@@ -14,6 +14,7 @@ use crate::archive::RecordKind;
 use crate::base::BaseStat;
 use crate::digest::Digest;
 use crate::fs::{Attr, FileKind, FsError, NodeId, OpenFile, Timestamp};
+use crate::node_map::NodeMap;
 use crate::node_numbers::{self, NodeNumbers, UNKNOWN};
 use crate::open_file::RealFile;
 use crate::path::{RelPath, RelPathBuf};
@@ -25,7 +26,7 @@ const VIRTUAL: u64 = 1 << 63;
 /// Names that the kernel knows, and the nodes they lead to.
 #[derive(Debug)]
 pub(super) struct Nodes {
-    nodes: HashMap<NodeId, Node>,
+    nodes: NodeMap<Node>,
     /// Nodes of objects that have several names, or none yet.
     shared: HashMap<Key, NodeId>,
     numbers: NodeNumbers,
@@ -134,7 +135,7 @@ impl Key {
 
 impl Nodes {
     pub(super) fn new() -> Self {
-        let nodes = HashMap::from([(NodeId::ROOT, Node::new(FileKind::Dir, NodeId::ROOT.0, None))]);
+        let nodes = NodeMap::from_iter([(NodeId::ROOT, Node::new(FileKind::Dir, NodeId::ROOT.0, None))]);
         Self {
             nodes,
             shared: HashMap::new(),
@@ -166,11 +167,18 @@ impl Nodes {
             return Ok(RelPathBuf::root());
         }
         let (parent, name) = self.get(id)?.names.first().ok_or(FsError::NotFound)?;
-        Ok(self.path(parent)?.join(name))
+        self.child_path(parent, name)
     }
 
     pub(super) fn child_path(&self, parent: NodeId, name: &OsStr) -> Result<RelPathBuf, FsError> {
-        Ok(self.path(parent)?.join(name))
+        let mut names = vec![name];
+        let mut dir = parent;
+        while dir != NodeId::ROOT {
+            let (above, name) = self.get(dir)?.names.first().ok_or(FsError::NotFound)?;
+            names.push(name);
+            dir = above;
+        }
+        Ok(RelPathBuf::of_names(names.into_iter().rev()))
     }
 
     /// Returns the paths of all names of a node.

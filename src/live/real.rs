@@ -110,45 +110,44 @@ impl Live {
                 let nodes = &mut *self.lock();
                 match self.found(nodes, id)? {
                     (path, Found::Base(_)) => return self.open_read_only(nodes, id, &path),
-                    (_, Found::Virtual(layer, record)) => (layer, record),
+                    (_, Found::Virtual(layer, record)) => {
+                        let content = VirtualContent::at_hand(&self.store, &record)?;
+                        if content.is_some() || !self.told_of_opens {
+                            return self.opened_virtual(nodes, id, &layer, record, content);
+                        }
+                        (layer, record)
+                    }
                 }
             };
             // Decompressing may take long.
-            let content = self.virtual_content(&layer, &record)?;
+            let content = Some(VirtualContent::of(&self.store, layer.archive(), &record)?);
             let nodes = &mut *self.lock();
             match self.found(nodes, id)? {
                 // Somebody made it real meanwhile.
                 (_, Found::Base(_)) => {}
-                (_, Found::Virtual(..)) => return self.opened_virtual(nodes, id, &layer, &record, content),
+                (_, Found::Virtual(..)) => return self.opened_virtual(nodes, id, &layer, record, content),
             }
         }
     }
 
-    /// Opens a virtual file that a node is, or was, for reading.
+    /// Opens a virtual file that a node was for reading, in a mount whose opens nobody tells.
     pub(super) fn open_virtual(
         &self,
         id: NodeId,
         layer: &Layer,
-        record: &Record,
+        record: Record,
     ) -> Result<Arc<dyn OpenFile>, FsError> {
-        let content = self.virtual_content(layer, record)?;
+        let content = VirtualContent::at_hand(&self.store, &record)?;
         self.opened_virtual(&mut self.lock(), id, layer, record, content)
     }
 
-    /// Returns where a virtual file is read; `None` out of its frames, although it is large.
-    fn virtual_content(&self, layer: &Layer, record: &Record) -> Result<Option<VirtualContent>, FsError> {
-        if self.told_of_opens {
-            return VirtualContent::of(&self.store, layer.archive(), record).map(Some);
-        }
-        VirtualContent::at_hand(&self.store, record)
-    }
-
+    /// Opens a virtual file where its content is; `None`: it is large, and read out of its frames all the same.
     fn opened_virtual(
         &self,
         nodes: &mut Nodes,
         id: NodeId,
         layer: &Layer,
-        record: &Record,
+        record: Record,
         content: Option<VirtualContent>,
     ) -> Result<Arc<dyn OpenFile>, FsError> {
         let node = nodes.get_mut(id)?;
@@ -168,7 +167,7 @@ impl Live {
             }
             Some(VirtualContent::Blob(blob)) => {
                 let (real, token) = following();
-                open_blob(blob, record, real, token)
+                open_blob(blob, &record, real, token)
             }
             None => {
                 let (real, token) = following();

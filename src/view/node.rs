@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 
 use super::names::{Name, Names};
 use crate::fs::{FileKind, FsError, NodeId, Timestamp};
+use crate::node_map::NodeMap;
 use crate::node_numbers::{self, NodeNumbers, UNKNOWN};
 use crate::open_file::SharedFile;
 use crate::path::{RelPath, RelPathBuf};
@@ -16,7 +17,7 @@ use crate::tree::{Found, Listed, ListedObject, ObjectId};
 
 #[derive(Debug)]
 pub(super) struct Nodes {
-    nodes: HashMap<NodeId, Box<Node>>,
+    nodes: NodeMap<Box<Node>>,
     /// Objects of the lower side that have several names: these share one node.
     linked: HashMap<ObjectId, Linked>,
     numbers: NodeNumbers,
@@ -133,7 +134,7 @@ impl Nodes {
         let root = Dir { lower: Some(lower), ..Dir::default() };
         let root = Box::new(Node::new(Body::Dir(Box::new(root)), NodeId::ROOT));
         Self {
-            nodes: HashMap::from([(NodeId::ROOT, root)]),
+            nodes: NodeMap::from_iter([(NodeId::ROOT, root)]),
             linked: HashMap::new(),
             numbers: NodeNumbers::new(),
         }

@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use fuse_uring::BackingId;
 use vout::fs::{FsError, NodeId};
+use vout::node_map::NodeMap;
 
 /// How often the kernel holds each node.
 #[derive(Default)]
 pub(crate) struct Lookups {
     /// Nodes with a count above zero; the root is not counted.
-    counts: Mutex<HashMap<NodeId, u64>>,
+    counts: Mutex<NodeMap<u64>>,
     /// Shared from before the core hands a node out until it is counted, exclusive while the core forgets
     /// one: what another thread is about to answer must not be gone. Taken before `counts`.
     handing_out: RwLock<()>,
@@ -100,7 +101,7 @@ impl<T> Handles<T> {
 pub(crate) struct Backings {
     /// Nodes with open handles. Held across the ioctl that registers a file: two first opens of one node
     /// must not register it twice.
-    open: Mutex<HashMap<NodeId, Backing>>,
+    open: Mutex<NodeMap<Backing>>,
 }
 
 struct Backing {
@@ -154,7 +155,7 @@ impl Backings {
 /// The kernel refuses to open them for writing (`ETXTBSY`) before it asks us. An open for reading that cuts the file to
 /// nothing it refuses only afterwards, when we would have cut it.
 #[derive(Default)]
-pub(crate) struct Executed(Mutex<HashMap<NodeId, u64>>);
+pub(crate) struct Executed(Mutex<NodeMap<u64>>);
 
 impl Executed {
     /// Counts one handle more.

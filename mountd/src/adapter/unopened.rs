@@ -3,10 +3,10 @@
 //! Without passthrough an answer to `OPEN` says nothing that the kernel needs, so a view gives none: an open and a
 //! close then cost no request, and what is read once is in the kernel's cache for good. Requests name the node alone.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vout::fs::{FsError, NodeId, OpenFile};
+use vout::node_map::NodeMap;
 
 /// Files held open at most, in each of two generations.
 const GENERATION_FILES_MAX: usize = 32;
@@ -27,7 +27,7 @@ struct Recent {
     old: Generation,
 }
 
-type Generation = HashMap<NodeId, Held>;
+type Generation = NodeMap<Held>;
 
 #[derive(Clone)]
 struct Held {
@@ -81,7 +81,7 @@ impl Recent {
     /// Returns the file of a node, which is young from now on, and what is to be closed instead.
     fn find(&mut self, node: NodeId) -> Option<(Held, Generation)> {
         if let Some(held) = self.young.get(&node) {
-            return Some((held.clone(), Generation::new()));
+            return Some((held.clone(), Generation::default()));
         }
         let held = self.old.remove(&node)?;
         Some((held.clone(), self.insert(node, held)))
@@ -90,7 +90,7 @@ impl Recent {
     /// Adds a young file, and returns what is to be closed.
     #[must_use = "files are closed without the lock"]
     fn insert(&mut self, node: NodeId, held: Held) -> Generation {
-        let mut gone = Generation::new();
+        let mut gone = Generation::default();
         if self.young.len() >= GENERATION_FILES_MAX && !self.young.contains_key(&node) {
             gone = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
         }
