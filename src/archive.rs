@@ -7,11 +7,13 @@
 //! This module owns the format, packing and unpacking. It does not decide what is an output, where
 //! archives live, or when they go; callers do temporary names, `fsync` and `rename`.
 
+mod ahead;
 mod buffers;
 mod cache;
 mod codec;
 mod frames;
 mod layout;
+mod opened;
 mod pack;
 mod plan;
 mod reader;
@@ -30,6 +32,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use layout::FORMAT_VERSION;
+pub use opened::Opening;
 pub use pack::{AheadPacker, AheadPiece, PackError, PackProgress, Packed, PackedAhead, Packer};
 pub use plan::{Item, Meta, Source};
 pub use reader::Archive;

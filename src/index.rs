@@ -1,7 +1,7 @@
 //! The SQLite database that knows which runs are cached and what lies where.
 //!
-//! It is ignorant of what the engine stores: path sets, states, facets, terminal output and lookups are
-//! opaque bytes here.
+//! It is ignorant of what the engine stores: path sets, states, facets, terminal output, lookups and
+//! readings are opaque bytes here.
 //!
 //! | table | holds |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | `layers`, `punches` | what is attached to a live mount, and the holes in it |
 //! | `stat_cache` | content hashes by device and inode |
 //! | `lookups` | the last lookup of each task |
+//! | `readings` | what was read last of a task's outputs |
 //!
 //! The schema version is `PRAGMA user_version`. An older index is emptied, a newer one refused, a damaged
 //! one moved aside. Several processes may use one index at a time.
@@ -53,6 +54,7 @@ mod evict;
 mod layers;
 mod lookups;
 mod open;
+mod readings;
 mod schema;
 mod stat_cache;
 #[cfg(test)]

@@ -1,12 +1,27 @@
-//! Whether the machine has a processor with nothing to do.
+//! What the machine has to spare for work that nobody waits for: processors and room on the disk.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::available_parallelism;
+use std::time::Duration;
+
+use crate::fs::FsStats;
 
 /// What the kernel says about load; the fourth field is `RUNNING/ALL`, in threads of the whole machine.
 const LOAD_PATH: &str = "/proc/loadavg";
+
+/// Between two looks for a processor with nothing to do.
+const BUSY_PAUSE_MIN: Duration = Duration::from_millis(1);
+const BUSY_PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// Others need the disk more than we do: so much of it is left to them.
+const ROOM_BYTES_MIN: u64 = 1 << 30;
+
+/// Steps back for whoever shares the processor. Not as far as one can: what was begun is also to be finished.
+const NICE: i32 = 10;
 
 /// Tells when a processor is idle.
 ///
@@ -31,6 +46,26 @@ impl IdleProcessor {
         let size = self.load.read_at(&mut text, 0).unwrap_or(0);
         running(&text[..size]).is_some_and(|running| running <= self.processors)
     }
+
+    /// Waits for an idle processor. `is_over_after` waits for as long as it is told, or until it is over, and returns
+    /// whether it is; so does this.
+    pub(crate) fn is_over_before(&self, is_over_after: impl Fn(Duration) -> bool) -> bool {
+        let mut pause = BUSY_PAUSE_MIN;
+        while !self.is_there() {
+            if is_over_after(pause) {
+                return true;
+            }
+            pause = (2 * pause).min(BUSY_PAUSE_MAX);
+        }
+        false
+    }
+}
+
+/// Returns whether `bytes` more on the file system of `file` leave enough of it to others.
+pub(crate) fn has_room(file: impl AsFd, bytes: u64) -> io::Result<bool> {
+    let stats = FsStats::of(&rustix::fs::fstatvfs(file)?);
+    let available = stats.blocks_available.saturating_mul(u64::from(stats.block_size_bytes));
+    Ok(available.saturating_sub(bytes) >= ROOM_BYTES_MIN)
 }
 
 /// Threads of this process that work while a processor is idle.
@@ -52,9 +87,11 @@ pub(crate) struct Working;
 pub(crate) struct Asleep;
 
 impl Working {
-    pub(crate) fn begin() -> Self {
+    /// `None` where the thread cannot step back for others.
+    pub(crate) fn begin() -> Option<Self> {
+        rustix::process::nice(NICE).ok()?;
         WORKING.fetch_add(1, Ordering::Relaxed);
-        Self
+        Some(Self)
     }
 }
 

@@ -385,6 +385,7 @@ pub fn open_virtual(
     record: &Record,
     token: Arc<()>,
 ) -> Result<Arc<dyn OpenFile>, FsError> {
+    archive.note_opened(record);
     Ok(match VirtualContent::of(store, archive, record)? {
         VirtualContent::Frames => open_frames(archive, record.clone(), None, token),
         VirtualContent::Blob(blob) => Arc::new(RealFile::new(blob, token)),
@@ -419,6 +420,29 @@ pub fn copy_range(
         }
     }
     Ok(done)
+}
+
+/// Returns how many bytes must be decompressed before a virtual file can be read: none where that was done.
+///
+/// # Errors
+/// [`FsError::Corrupt`] where the archive is damaged; [`FsError::Os`] where the store cannot be used.
+pub(crate) fn missing_bytes(store: &Store, archive: &Archive, record: &Record) -> Result<u64, FsError> {
+    Ok(match VirtualContent::at_hand(store, record)? {
+        None => record.size_bytes(),
+        Some(VirtualContent::Frames) => archive.bytes_ahead(record)?,
+        Some(VirtualContent::Blob(_)) => 0,
+    })
+}
+
+/// Makes a virtual file ready to be read before anybody does, unless it is.
+///
+/// # Errors
+/// [`FsError::Corrupt`] where the archive is damaged; [`FsError::Os`] where the store cannot be used.
+pub(crate) fn make_ready(store: &Store, archive: &Archive, record: &Record) -> Result<(), FsError> {
+    match VirtualContent::of(store, archive, record)? {
+        VirtualContent::Frames => Ok(archive.decompress_ahead(record)?),
+        VirtualContent::Blob(_) => Ok(()),
+    }
 }
 
 /// Returns a virtual file's blob, decompressing it if that was not done yet.

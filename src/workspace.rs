@@ -8,6 +8,7 @@
 //! | `restore` | writes outputs into the base |
 //! | `run`, `finish`, `outputs` | a run from its view to its entry and its commit |
 //! | `ahead` | packs outputs while their task still runs |
+//! | `prefetch` | decompresses what will be read, while the machine is idle |
 //! | `unfinished` | commits that stopped half-way |
 //! | `mounts` | what changes when a live mount comes and goes; recovery |
 //! | `admin` | what people ask about the cache |
@@ -24,6 +25,7 @@ mod lookup;
 mod mounts;
 mod open;
 mod outputs;
+mod prefetch;
 mod restore;
 mod run;
 #[cfg(test)]
@@ -42,6 +44,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use uuid::Uuid;
 
+use self::prefetch::Prefetcher;
 pub use self::run::Run;
 use self::unfinished::Unfinished;
 use crate::archive::restore::RestoreError;
@@ -105,6 +108,7 @@ pub struct Workspace {
     hashes: Arc<ContentHashes>,
     materialiser: Arc<Materialiser>,
     touched: Arc<Touched>,
+    prefetcher: Prefetcher,
     /// The live mount, while there is one.
     mounted: Mutex<Option<Mounted>>,
     /// Open archives, so that all readers share one cache of frames.

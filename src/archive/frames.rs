@@ -96,6 +96,10 @@ impl FrameTable {
         self.blocks.len()
     }
 
+    pub(super) fn frame_count(&self) -> u64 {
+        self.blocks.iter().map(|block| u64::from(block.frames)).sum()
+    }
+
     /// Returns the frame that holds a byte of the tar stream, or `None` behind its end.
     pub(super) fn locate(&self, stream_offset: u64) -> Result<Option<Frame>, ArchiveError> {
         let behind = self.blocks.partition_point(|block| block.first_stream_offset <= stream_offset);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::archive::ahead::FramesAhead;
 use crate::archive::buffers::{Buffer, Buffers};
 use crate::archive::cache::Cache;
 use crate::archive::codec::Decoder;
@@ -15,6 +16,7 @@ use crate::archive::layout::{
     SEEK_ENTRY_BYTES, SEEK_FOOTER_BYTES, SEEK_FRAME_MAGIC, SEEKABLE_MAGIC, SKIPPABLE_HEADER_BYTES,
     TOC_FRAME_MAGIC,
 };
+use crate::archive::opened::{Opened, Opening};
 use crate::archive::record::{DataRef, Extent, Record, RecordKind};
 use crate::archive::toc::Toc;
 use crate::archive::volume::{ReadAt, Stored, Volume};
@@ -33,6 +35,8 @@ pub struct Archive {
     frames: FrameTable,
     cache: Cache<Buffer>,
     buffers: Buffers,
+    ahead: FramesAhead,
+    opened: Opened,
 }
 
 impl Archive {
@@ -59,7 +63,9 @@ impl Archive {
             return Err(volume.damaged(Part::Footer, "the table is longer than the file"));
         }
         let frames = FrameTable::new(volume.clone(), toc.start(), toc.frame_blocks.clone());
-        Ok(Self { volume, toc, frames, cache: Cache::new(CACHE_BYTES), buffers: Buffers::default() })
+        let (cache, buffers) = (Cache::new(CACHE_BYTES), Buffers::default());
+        let (ahead, opened) = (FramesAhead::default(), Opened::default());
+        Ok(Self { volume, toc, frames, cache, buffers, ahead, opened })
     }
 
     /// Returns whether damage was found in what was read so far, by whomever.
@@ -104,6 +110,62 @@ impl Archive {
         }
         buffer[filled..].fill(0);
         Ok(length)
+    }
+
+    /// Notes that somebody opens a file of this archive to read it.
+    pub fn note_opened(&self, record: &Record) {
+        // Whoever reads is told of damage.
+        let Ok((size_bytes, data)) = self.data(record) else { return };
+        if let Ok(Some(frame)) = self.frames.locate(data.stream_offset) {
+            let frames = size_bytes.div_ceil(frame.raw_bytes.into()).max(1);
+            self.opened.note(frame.file_offset, frames, &record.path);
+        }
+    }
+
+    /// Returns what was opened since this was last asked, and how many frames there are in all.
+    pub fn take_opened(&self) -> (Opening, u64) {
+        (self.opened.take(), self.frames.frame_count())
+    }
+
+    /// Keeps what is decompressed ahead in `file`, which is empty and nobody else's.
+    pub fn keep_ahead_in(&self, file: File) {
+        self.ahead.keep_in(file);
+    }
+
+    /// Returns whether [`keep_ahead_in`](Self::keep_ahead_in) was called.
+    #[must_use]
+    pub fn keeps_ahead(&self) -> bool {
+        self.ahead.has_file()
+    }
+
+    /// Returns how many bytes [`decompress_ahead`](Self::decompress_ahead) of the same file would write: none where
+    /// its frame is at hand.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn bytes_ahead(&self, record: &Record) -> Result<u64, ArchiveError> {
+        Ok(self.frame_ahead(record)?.map_or(0, |frame| frame.raw_bytes.into()))
+    }
+
+    /// Decompresses the frame in which a file begins, unless it is at hand.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn decompress_ahead(&self, record: &Record) -> Result<(), ArchiveError> {
+        let Some(frame) = self.frame_ahead(record)? else { return Ok(()) };
+        let raw = self.load(&frame)?;
+        let failed = |source| ArchiveError::Output { record: record.path.clone(), source };
+        self.ahead.add(frame.file_offset, &raw).map_err(failed)
+    }
+
+    /// Returns the frame in which a file begins; `None` where somebody has read it or it was decompressed ahead.
+    fn frame_ahead(&self, record: &Record) -> Result<Option<Frame>, ArchiveError> {
+        let (_, data) = self.data(record)?;
+        let frame = self.frames.locate(data.stream_offset)?;
+        let is_new = |frame: &Frame| {
+            !self.opened.contains(frame.file_offset) && !self.ahead.contains(frame.file_offset)
+        };
+        Ok(frame.filter(is_new))
     }
 
     /// Writes the content of a file of this archive to `out`, an empty file, keeps its holes, and compares
@@ -217,12 +279,21 @@ impl Archive {
                 let problem = format!("a record refers to offset {stream_offset}, which no frame has");
                 self.volume.damaged(Part::Index, problem)
             })?;
+            let from = narrow(stream_offset - frame.stream_offset);
+            let wanted = narrow(length_bytes).min((frame.raw_bytes as usize).saturating_sub(from));
+            if wanted > 0
+                && let Some(piece) = self.ahead.read(frame.file_offset, from, wanted)
+            {
+                each(&piece)?;
+                stream_offset += wanted as u64;
+                length_bytes -= wanted as u64;
+                continue;
+            }
             let raw = self.cache.get(frame.file_offset, || {
                 let raw = self.load(&frame)?;
                 let cost_bytes = raw.len();
                 Ok((raw, cost_bytes))
             })?;
-            let from = narrow(stream_offset - frame.stream_offset);
             // `locate` has found the offset inside the frame, so this is never empty. Two entries of a
             // hostile table may disagree on one frame's size: no index is trusted.
             let piece = raw.get(from..).unwrap_or_default();

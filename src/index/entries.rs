@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::columns::{Column, Nanos, get, get_optional};
 use super::evict::{self, Candidate};
-use super::{Index, IndexError, TaskId, WorkspaceId};
+use super::{Index, IndexError, TaskId, WorkspaceId, readings};
 use crate::digest::Digest;
 use crate::fs::Timestamp;
 use crate::limits::Limits;
@@ -387,6 +387,9 @@ fn prune(db: &Transaction<'_>, taken: Vec<Taken>) -> rusqlite::Result<Removed> {
             removed.archives.push(archive);
             removed.bytes = removed.bytes.saturating_add(archive_bytes);
         }
+    }
+    if removed.entries > 0 {
+        readings::prune(db)?;
     }
     removed.archives.sort_unstable();
     Ok(removed)

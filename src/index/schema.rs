@@ -6,7 +6,7 @@ use rusqlite::{Connection, Transaction};
 ///
 /// Raise it with any change to either: an index of an older version is emptied, one of a newer version is
 /// refused.
-pub const VERSION: i64 = 1;
+pub const VERSION: i64 = 2;
 
 /// Ids and digests are blobs of 16 and 32 bytes, times are seconds since the epoch. Unsigned 64-bit numbers
 /// are kept as the signed numbers with the same bits.
@@ -91,6 +91,10 @@ CREATE TABLE lookups (
     content BLOB NOT NULL,
     UNIQUE (workspace, task_name)
 );
+CREATE TABLE readings (
+    task BLOB PRIMARY KEY NOT NULL,
+    content BLOB NOT NULL
+) WITHOUT ROWID;
 ";
 
 /// Returns the version of the database; 0 where nothing was ever made in it.

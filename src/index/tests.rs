@@ -274,6 +274,24 @@ fn storing_supersedes_and_keeps_what_is_still_referred_to() {
 }
 
 #[test]
+fn what_was_read_is_kept_as_long_as_the_task_has_entries() {
+    let dir = TempDir::new().unwrap();
+    let index = open(&dir);
+    let first = entry(0, None);
+    index.set_reading(first.task, b"early").unwrap();
+    assert_eq!(index.reading(first.task).unwrap(), None, "the task has no entry");
+    index.store(&first, &limits(), 7).unwrap();
+    let other = NewEntry { task: task(2), ..entry(9, None) };
+    index.store(&other, &limits(), 7).unwrap();
+    for (task, content) in [(first.task, b"a"), (other.task, b"b"), (first.task, b"c")] {
+        index.set_reading(task, content).unwrap();
+    }
+    assert_eq!(index.remove_entries(&EntryFilter::Id(first.id)).unwrap().entries, 1);
+    assert_eq!(index.reading(first.task).unwrap(), None);
+    assert_eq!(index.reading(other.task).unwrap(), Some(b"b".to_vec()));
+}
+
+#[test]
 fn a_task_keeps_its_most_recently_used_entries() {
     let dir = TempDir::new().unwrap();
     let index = open(&dir);

@@ -150,6 +150,7 @@ impl Live {
         record: Record,
         content: Option<VirtualContent>,
     ) -> Result<Arc<dyn OpenFile>, FsError> {
+        layer.archive().note_opened(&record);
         let node = nodes.get_mut(id)?;
         if !self.told_of_opens {
             node.set_read();

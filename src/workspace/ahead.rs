@@ -28,13 +28,8 @@ use crate::view::View;
 /// A file that was left alone for so long may be finished.
 const QUIET: Duration = Duration::from_millis(400);
 
-/// Between two looks for finished files, and for a processor with nothing to do.
+/// Between two looks for finished files.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-const BUSY_PAUSE_MIN: Duration = Duration::from_millis(1);
-const BUSY_PAUSE_MAX: Duration = Duration::from_millis(20);
-
-/// Steps back for whoever shares the processor. Not as far as one can: what was begun is also to be finished.
-const NICE: i32 = 10;
 
 /// Packs the outputs of one run ahead. Dropping it ends that.
 pub(super) struct Ahead {
@@ -87,8 +82,7 @@ impl Ahead {
         let work = {
             let shared = Arc::clone(&shared);
             move || {
-                if rustix::process::nice(NICE).is_ok() {
-                    let _working = Working::begin();
+                if let Some(_working) = Working::begin() {
                     shared.work(&idle);
                 }
             }
@@ -136,7 +130,7 @@ impl Shared {
     fn work(&self, idle: &IdleProcessor) {
         let pace = Pace { quiet: QUIET, idle: Some(idle) };
         let mut pause = LOOK_EVERY;
-        while !self.is_over_after(pause) && !self.is_over_once_idle(idle) {
+        while !self.is_over_after(pause) && !idle.is_over_before(|pause| self.is_over_after(pause)) {
             let next = lock(&self.worker).step(self, &pace);
             pause = match next {
                 Ok(Next::More) => Duration::ZERO,
@@ -148,18 +142,6 @@ impl Shared {
                 Err(_) => return,
             };
         }
-    }
-
-    /// Waits for a processor with nothing else to do, and returns whether it is over.
-    fn is_over_once_idle(&self, idle: &IdleProcessor) -> bool {
-        let mut pause = BUSY_PAUSE_MIN;
-        while !idle.is_there() {
-            if self.is_over_after(pause) {
-                return true;
-            }
-            pause = (2 * pause).min(BUSY_PAUSE_MAX);
-        }
-        false
     }
 
     fn is_over_after(&self, pause: Duration) -> bool {

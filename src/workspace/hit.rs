@@ -123,6 +123,7 @@ impl Workspace {
         let layer = self.tree.detach(&asked.owner);
         self.remove_archives(&freed);
         if let Some(layer) = &layer {
+            self.prefetcher.note(layer);
             self.invalidate_layers(&[layer]);
         }
         let in_place = stale.is_empty() && layer.is_none();
@@ -174,11 +175,13 @@ impl Workspace {
         self.remove_archives(&freed);
         match old {
             Some(old) => {
+                self.prefetcher.note(&old);
                 self.invalidate_layers(&[&layer, &old]);
                 lock(&self.retired).push(old);
             }
             None => self.invalidate_layers(&[&layer]),
         }
+        self.prefetcher.prefetch(&layer);
         self.tell_watchers(before);
         Ok(false)
     }

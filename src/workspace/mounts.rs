@@ -50,6 +50,9 @@ impl Workspace {
             announcer: Arc::<Announcer>::clone(&announcer),
         };
         *lock(&self.mounted) = Some(Mounted { live, announcer, invalidator, covers_base });
+        for layer in self.tree.layers().iter() {
+            self.prefetcher.prefetch(layer);
+        }
         Ok(tree)
     }
 
@@ -110,6 +113,9 @@ impl Workspace {
     pub fn live_ended(&self) {
         *lock(&self.mounted) = None;
         lock(&self.in_place).clear();
+        for layer in self.tree.layers().iter() {
+            self.prefetcher.note(layer);
+        }
     }
 
     /// Without a live mount nobody serves layers; those that one left behind are written out.
@@ -193,6 +199,7 @@ impl Workspace {
     fn drop_layer(&self, layer: &Arc<Layer>) -> Result<(), WorkspaceError> {
         let freed = self.index.remove_layer(self.id, *layer.owner())?;
         self.tree.detach(layer.owner());
+        self.prefetcher.note(layer);
         self.remove_archives(&freed);
         self.invalidate_layers(&[layer]);
         Ok(())

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use rusqlite::ErrorCode;
 use rustix::io::Errno;
 
-use super::{OpenOptions, Workspace, WorkspaceError, chain};
+use super::{OpenOptions, Prefetcher, Workspace, WorkspaceError, chain};
 use crate::base::{Base, STORE_NAME};
 use crate::content::ContentHashes;
 use crate::digest::Digest;
@@ -57,6 +57,7 @@ impl Workspace {
             workspace: id,
             hashes: Arc::clone(&hashes),
         });
+        let prefetcher = Prefetcher::new(&tree, &index, &store);
         let workspace = Self {
             root,
             id,
@@ -68,6 +69,7 @@ impl Workspace {
             hashes,
             materialiser,
             touched: Arc::default(),
+            prefetcher,
             mounted: Mutex::default(),
             archives: Mutex::new(HashMap::new()),
             retired: Mutex::default(),

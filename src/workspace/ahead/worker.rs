@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,8 +11,8 @@ use super::{File, PackedFiles, Shared};
 use crate::archive::{AheadPacker, DiskFile, FileSource, PackError, PackedAhead, Packer};
 use crate::base::BaseStat;
 use crate::filter::Filter;
-use crate::fs::{FileKind, FsStats, NodeId, Timestamp};
-use crate::load::IdleProcessor;
+use crate::fs::{FileKind, NodeId, Timestamp};
+use crate::load::{IdleProcessor, has_room};
 use crate::path::RelPathBuf;
 use crate::store::Store;
 use crate::view::{Finished, View};
@@ -22,9 +21,6 @@ use crate::workspace::outputs::stat_meta;
 
 /// A file that was open is looked at again after so long, at the least.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// The task needs the disk more than we do: with less room than this, nothing is packed ahead.
-const ROOM_BYTES_MIN: u64 = 1 << 30;
 
 /// So much is packed ahead before it is looked at how much of it is still of use, for the first time.
 const FILES_TO_LOOK: usize = 50_000;
@@ -166,13 +162,10 @@ impl Worker {
             Some(packed) => packed,
             none => none.insert(self.begin().map_err(PackError::Output)?),
         };
-        let stats = rustix::fs::fstatvfs(packed.temp.file().as_fd())
-            .map_err(|errno| PackError::Output(errno.into()))?;
-        let stats = FsStats::of(&stats);
-        if stats.blocks_available.saturating_mul(u64::from(stats.block_size_bytes)) >= ROOM_BYTES_MIN {
-            return Ok(());
+        match has_room(packed.temp.file(), 0).map_err(PackError::Output)? {
+            true => Ok(()),
+            false => Err(PackError::Output(io::ErrorKind::StorageFull.into())),
         }
-        Err(PackError::Output(io::ErrorKind::StorageFull.into()))
     }
 
     /// Gives up on a task that removes or changes most of what it makes: what is packed for nothing takes room until
@@ -217,7 +210,9 @@ impl Worker {
         };
         // A large file has many pieces.
         let append = |piece| match pace.idle {
-            Some(idle) if shared.is_over_once_idle(idle) => Err(io::ErrorKind::Interrupted.into()),
+            Some(idle) if idle.is_over_before(|pause| shared.is_over_after(pause)) => {
+                Err(io::ErrorKind::Interrupted.into())
+            }
             Some(_) | None => shared.with_packed(|packed| packed.archive.append(piece)),
         };
         let result = self.packer.pack(unit.iter().map(file).collect(), append);
