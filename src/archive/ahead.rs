@@ -52,12 +52,10 @@ impl FramesAhead {
         Ok(())
     }
 
-    /// Returns `length_bytes` of a frame from its byte `from` on; `None` where it is not here or cannot be read.
-    pub(super) fn read(&self, frame: u64, from: usize, length_bytes: usize) -> Option<Vec<u8>> {
-        let file = self.file.get()?;
-        let at = *self.places.read().unwrap_or_else(PoisonError::into_inner).by_frame.get(&frame)?;
-        let mut piece = vec![0; length_bytes];
-        file.read_exact_at(&mut piece, at + from as u64).ok()?;
-        Some(piece)
+    /// Fills `buffer` from byte `from` of a frame on; returns whether it could.
+    pub(super) fn read(&self, frame: u64, from: u64, buffer: &mut [u8]) -> bool {
+        let at = self.places.read().unwrap_or_else(PoisonError::into_inner).by_frame.get(&frame).copied();
+        let place = self.file.get().zip(at);
+        place.is_some_and(|(file, at)| file.read_exact_at(buffer, at + from).is_ok())
     }
 }

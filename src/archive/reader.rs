@@ -100,12 +100,7 @@ impl Archive {
             // Both lie in the buffer's range, whose length is a usize.
             let (start, stop) = (narrow(from - offset), narrow(to - offset));
             buffer[filled..start].fill(0);
-            let mut at = start;
-            self.each_piece(stream_offset + (from - extent.offset), to - from, |piece| {
-                buffer[at..at + piece.len()].copy_from_slice(piece);
-                at += piece.len();
-                Ok(())
-            })?;
+            self.read_stream(stream_offset + (from - extent.offset), &mut buffer[start..stop])?;
             filled = stop;
         }
         buffer[filled..].fill(0);
@@ -267,6 +262,23 @@ impl Archive {
         Err(self.volume.damaged(Part::Content(record.path.clone()), "its hash is wrong"))
     }
 
+    /// Fills `buffer` from the tar stream.
+    fn read_stream(&self, stream_offset: u64, buffer: &mut [u8]) -> Result<(), ArchiveError> {
+        if self.ahead.has_file()
+            && let Some(frame) = self.frames.locate(stream_offset)?
+            && stream_offset + buffer.len() as u64 <= frame.stream_end()
+            && self.ahead.read(frame.file_offset, stream_offset - frame.stream_offset, buffer)
+        {
+            return Ok(());
+        }
+        let mut at = 0;
+        self.each_piece(stream_offset, buffer.len() as u64, |piece| {
+            buffer[at..at + piece.len()].copy_from_slice(piece);
+            at += piece.len();
+            Ok(())
+        })
+    }
+
     /// Hands out a range of the tar stream in pieces.
     fn each_piece(
         &self,
@@ -279,21 +291,12 @@ impl Archive {
                 let problem = format!("a record refers to offset {stream_offset}, which no frame has");
                 self.volume.damaged(Part::Index, problem)
             })?;
-            let from = narrow(stream_offset - frame.stream_offset);
-            let wanted = narrow(length_bytes).min((frame.raw_bytes as usize).saturating_sub(from));
-            if wanted > 0
-                && let Some(piece) = self.ahead.read(frame.file_offset, from, wanted)
-            {
-                each(&piece)?;
-                stream_offset += wanted as u64;
-                length_bytes -= wanted as u64;
-                continue;
-            }
             let raw = self.cache.get(frame.file_offset, || {
                 let raw = self.load(&frame)?;
                 let cost_bytes = raw.len();
                 Ok((raw, cost_bytes))
             })?;
+            let from = narrow(stream_offset - frame.stream_offset);
             // `locate` has found the offset inside the frame, so this is never empty. Two entries of a
             // hostile table may disagree on one frame's size: no index is trusted.
             let piece = raw.get(from..).unwrap_or_default();

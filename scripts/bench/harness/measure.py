@@ -8,6 +8,9 @@ import subprocess
 import time
 from collections.abc import Callable
 
+# Between two looks for something to happen.
+LOOK_SECONDS = 0.01
+
 # One run of one variant: values by metric. "seconds" is the wall time, "cpu" is user and system time.
 Sample = dict[str, float]
 
@@ -62,5 +65,5 @@ def wait_until(happened: Callable[[], bool], what: str) -> None:
     for _ in range(500):
         if happened():
             return
-        time.sleep(0.01)
+        time.sleep(LOOK_SECONDS)
     raise Failed(f"in vain: {what}")

@@ -8,6 +8,9 @@ import subprocess
 
 from harness import measure
 
+# A daemon that computed nothing for so long has nothing to do.
+SETTLED_SECONDS = 0.3
+
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -102,6 +105,19 @@ class Project:
             except OSError:
                 continue
         return None
+
+    def settle(self) -> None:
+        """Waits until the daemon has nothing to do."""
+        quiet = 0
+        last = self.daemon_cpu()
+
+        def is_quiet() -> bool:
+            nonlocal quiet, last
+            now = self.daemon_cpu()
+            quiet, last = (quiet + 1, last) if now == last else (0, now)
+            return quiet * measure.LOOK_SECONDS >= SETTLED_SECONDS
+
+        measure.wait_until(is_quiet, f"the daemon of {self.path} has nothing to do")
 
     def daemon_cpu(self) -> float:
         """Returns the seconds that the daemon has computed so far."""

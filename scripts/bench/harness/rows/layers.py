@@ -58,6 +58,11 @@ class Layered(Row):
         project.mount()
         project.run("gen")
 
+    def prefetched(self, variant):
+        """Attaches the layer anew, and lets the daemon make ready what was read of it before."""
+        self.fresh(variant)
+        self.of(variant).settle()
+
     def touch(self, operation, passes, names, place, project=None):
         """Does something with files and returns the seconds of each pass; CPU time includes the daemon's."""
         list_file = self.lab.scratch / "list"
@@ -105,6 +110,7 @@ class ReadAll(Layered):
     title = "reading all of a layer of 10 k files of 8 KiB"
     bars = (
         Bar("layer, once", 0.8, "extract, read"),
+        Bar("layer, prefetched", 0.8, "extract, read"),
         Bar("layer, again", 1.2, "native, again"),
     )
     in_order = True
@@ -118,6 +124,7 @@ class ReadAll(Layered):
             *self.layers(", once"),
             *self.layers(", again"),
             *self.layers(", later"),
+            *self.layers(", prefetched"),
             Variant("native, again"),
             *peers,
         ]
@@ -130,6 +137,8 @@ class ReadAll(Layered):
     def before(self, case, variant):
         if variant.name.endswith(", once") and variant.name.startswith("layer"):
             self.fresh(variant)
+        if variant.name.endswith(", prefetched"):
+            self.prefetched(variant)
         if variant.name.endswith(", later"):
             # Longer than the kernel believes what it is told of files that may change beneath a mount.
             time.sleep(1.5)
@@ -169,13 +178,14 @@ class ReadAll(Layered):
 class Exec(Layered):
     name = "exec"
     title = "start of an executable of 100 MiB from a layer"
-    bars = (Bar("layer, again", 2.0, "native"), Bar("layer, first", 2.0, "native"))
+    bars = tuple(Bar(f"layer, {when}", 2.0, "native") for when in ("first", "again", "prefetched"))
     in_order = True
     rounds = 7
     seconds = 45
 
     def variants(self, case):
-        return [Variant("native"), *self.layers(", first"), *self.layers(", again")]
+        times = (", first", ", again", ", prefetched")
+        return [Variant("native"), *(variant for time in times for variant in self.layers(time))]
 
     def setup(self, case):
         source = self.lab.place / "source"
@@ -194,6 +204,8 @@ class Exec(Layered):
     def before(self, case, variant):
         if variant.name.endswith(", first"):
             self.fresh(variant)
+        if variant.name.endswith(", prefetched"):
+            self.prefetched(variant)
 
     def measure(self, case, variant):
         place = self.source if variant.name == "native" else self.of(variant).path / "out"
