@@ -23,6 +23,7 @@ mod logical;
 mod mounts;
 mod numbers;
 mod open_files;
+mod prefetch;
 mod programs;
 mod real;
 mod recorder;
