@@ -417,6 +417,9 @@ pub trait Filesystem: Send + Sync {
     /// opens without asking for each.
     fn writing(&self, _node: NodeId) {}
 
+    /// Tells that the content of `node` was changed through `file`, or may have been, before whoever did it hears of it.
+    fn written(&self, _node: NodeId, _file: &dyn OpenFile) {}
+
     /// Returns whether extended attributes are served at all. It does not change while the session lasts, so
     /// that the kernel need not ask again.
     fn has_xattrs(&self) -> bool;

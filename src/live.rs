@@ -13,13 +13,15 @@ mod ops;
 mod real;
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::announcer::Announcer;
 pub use self::news::Before;
 use self::nodes::{Key, Node, Nodes};
+use crate::base::BaseStat;
 use crate::content::ContentHashes;
-use crate::fs::{FsError, Invalidator, NodeId};
+use crate::fs::{FileKind, FsError, Invalidator, NodeId, OpenFile};
 use crate::materialise::Materialiser;
 use crate::path::RelPath;
 use crate::store::Store;
@@ -173,6 +175,46 @@ impl Live {
 
     fn touch(&self, path: &RelPath) {
         self.touched.touch(path, None);
+    }
+
+    /// Notes that the object of a node changed: touches its names, and makes those look at everything who follow what is
+    /// touched where it may have other names.
+    fn changed(&self, id: NodeId, through: Option<&dyn OpenFile>) {
+        if !self.touched.is_followed() {
+            return;
+        }
+        let (paths, known) = {
+            let nodes = self.lock();
+            (nodes.paths(id), self.has_known_names(&nodes, id, through))
+        };
+        for path in &paths {
+            self.touch(path);
+        }
+        if !known {
+            self.touched.lose_track();
+        }
+    }
+
+    /// Returns whether what was changed has no names but those that the node has. What was opened once may have been
+    /// moved by a commit, and something else be in its place.
+    fn has_known_names(&self, nodes: &Nodes, id: NodeId, through: Option<&dyn OpenFile>) -> bool {
+        let stat_of = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).ok().map(BaseStat::from);
+        let found = match self.found(nodes, id) {
+            Ok((_, Found::Base(stat))) => Some(stat),
+            Ok((_, Found::Virtual(..))) | Err(_) => None,
+        };
+        let has_one = |stat: &BaseStat| stat.kind == FileKind::Dir || stat.nlink == 1;
+        let changed = match (through, found) {
+            (Some(file), _) => file.backing().and_then(stat_of),
+            (None, Some(found)) => return has_one(&found),
+            (None, None) => {
+                nodes.get(id).ok().and_then(Node::open_file).and_then(|file| stat_of((*file).as_fd()))
+            }
+        };
+        changed.is_some_and(|changed| {
+            let is_there = |found| Key::of_base(&changed) == Key::of_base(&found) && has_one(&found);
+            changed.nlink == 0 || found.is_some_and(is_there)
+        })
     }
 }
 

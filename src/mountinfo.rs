@@ -1,6 +1,6 @@
 //! What is mounted where, as `/proc/self/mountinfo` tells.
 //!
-//! Only [`is_dead`] touches a mount.
+//! Only [`is_dead`] asks a mount.
 
 use std::ffi::OsString;
 use std::io;
@@ -42,6 +42,24 @@ pub fn mounts() -> io::Result<Vec<MountEntry>> {
 /// Where there is no `/proc`.
 pub fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts()?.into_iter().rfind(|mount| mount.mount_point == path))
+}
+
+/// What tells a mount from those that were at its place before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountIdentity {
+    id: u64,
+    device: (u32, u32),
+}
+
+/// Returns the identity of the mount that shows `path`, whose file system is not asked anything.
+///
+/// # Errors
+/// Where there is nothing at `path`.
+pub fn identity_at(path: &Path) -> io::Result<MountIdentity> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(CWD, path, flags, StatxFlags::MNT_ID)?;
+    Ok(MountIdentity { id: stat.stx_mnt_id, device: (stat.stx_dev_major, stat.stx_dev_minor) })
 }
 
 /// Returns the path in the workspace of what one of our mounts shows at the absolute `path`; `None` where that is

@@ -28,7 +28,7 @@ use crate::serving::Serving;
 use crate::task::TaskSpec;
 
 /// Version both ends must share.
-pub const PROTOCOL_VERSION: &str = concat!("vout ", env!("CARGO_PKG_VERSION"), " protocol 2");
+pub const PROTOCOL_VERSION: &str = concat!("vout ", env!("CARGO_PKG_VERSION"), " protocol 3");
 
 /// Longest message in bytes; a longer one is a protocol error.
 pub const MESSAGE_BYTES_MAX: u32 = 256 * 1024 * 1024;

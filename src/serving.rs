@@ -35,6 +35,8 @@ pub struct Wishes {
     pub passthrough: Option<bool>,
     /// Whether extended attributes of the `user.` namespace are shown and kept.
     pub xattrs: bool,
+    /// Whether somebody promises that the workspace is changed through the live mount only.
+    pub exclusive: bool,
 }
 
 impl Wishes {
@@ -52,8 +54,8 @@ impl Wishes {
     }
 
     fn with_passthrough(self, by_default: bool) -> Serving {
-        let Self { transport, passthrough, xattrs } = self;
-        Serving { transport, passthrough: passthrough.unwrap_or(by_default), xattrs }
+        let Self { transport, passthrough, xattrs, exclusive } = self;
+        Serving { transport, passthrough: passthrough.unwrap_or(by_default), xattrs, exclusive }
     }
 }
 
@@ -66,10 +68,13 @@ pub struct Serving {
     pub passthrough: bool,
     /// Whether extended attributes of the `user.` namespace are shown and kept.
     pub xattrs: bool,
+    /// Whether the workspace is changed through the live mount only, so that what nobody changed through it need not be
+    /// looked at. It says nothing to a view, and nothing where the mount lies elsewhere or passes files through.
+    pub exclusive: bool,
 }
 
 impl Default for Serving {
     fn default() -> Self {
-        Self { transport: Transport::Auto, passthrough: true, xattrs: false }
+        Self { transport: Transport::Auto, passthrough: true, xattrs: false, exclusive: false }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It answers whether a task's outputs are still all in place without looking at each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Mutex, PoisonError};
 
@@ -11,6 +11,9 @@ use crate::path::{RelPath, RelPathBuf};
 
 /// More touched paths than this are forgotten, and everything counts as touched.
 const PATHS_MAX: usize = 200_000;
+
+/// Paths that are remembered in the order in which they were touched; whoever asks for more has to look at everything.
+const RECENT_MAX: usize = 10_000;
 
 /// A log of touched paths.
 #[derive(Debug, Default)]
@@ -25,6 +28,34 @@ struct Log {
     /// Before this nothing is known.
     known_since: u64,
     paths: BTreeMap<RelPathBuf, Touch>,
+    /// Kept while somebody follows.
+    recent: Option<Recent>,
+}
+
+/// What was touched last, by anybody, in that order.
+#[derive(Debug, Default)]
+struct Recent {
+    /// Before this something was missed.
+    since: u64,
+    paths: VecDeque<(u64, RelPathBuf)>,
+}
+
+impl Recent {
+    fn note(&mut self, at: u64, path: &RelPath) {
+        if let Some((last, known)) = self.paths.back_mut()
+            && &**known == path
+        {
+            // Whoever followed before the first time hears of it, and so does whoever began in between.
+            *last = at;
+            return;
+        }
+        if self.paths.len() >= RECENT_MAX
+            && let Some((gone, _)) = self.paths.pop_front()
+        {
+            self.since = gone;
+        }
+        self.paths.push_back((at, path.to_owned()));
+    }
 }
 
 #[derive(Debug)]
@@ -64,6 +95,41 @@ impl Touched {
             None => 0,
         };
         log.paths.insert(path.to_owned(), Touch { at, by, others_at });
+        if let Some(recent) = &mut log.recent {
+            recent.note(at, path);
+        }
+    }
+
+    /// Begins, or ends, to remember the order of touches. Nothing from before is known to whoever follows.
+    pub fn follow(&self, follow: bool) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.now += 1;
+        log.recent = follow.then(|| Recent { since: log.now, paths: VecDeque::new() });
+    }
+
+    /// Returns whether somebody follows.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).recent.is_some()
+    }
+
+    /// Notes that something changed of which not all paths are known: whoever follows has to look at everything.
+    pub fn lose_track(&self) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.now += 1;
+        let since = log.now;
+        if let Some(recent) = &mut log.recent {
+            *recent = Recent { since, paths: VecDeque::new() };
+        }
+    }
+
+    /// Returns what anybody touched after `since`, and the moment up to which that is so; `None` where it is not known.
+    #[must_use]
+    pub fn all_since(&self, since: Moment) -> Option<(Moment, Vec<RelPathBuf>)> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = log.recent.as_ref().filter(|recent| recent.since <= since.0)?;
+        let touched = recent.paths.iter().rev().take_while(|(at, _)| *at > since.0);
+        Some((Moment(log.now), touched.map(|(_, path)| path.clone()).collect()))
     }
 
     /// Returns the present moment.
@@ -180,5 +246,36 @@ mod tests {
         assert!(before.below(path("never-touched")));
         assert_eq!(before.paths(usize::MAX - 1), None);
         assert!(!log.since(log.now(), &owner).unwrap().below(RelPath::ROOT));
+    }
+
+    #[test]
+    fn whoever_follows_hears_of_all_or_knows_that_it_does_not() {
+        let (log, owner) = (Touched::default(), task("a"));
+        let before = log.now();
+        log.touch(path("early"), None);
+        assert!(log.all_since(before).is_none() && !log.is_followed());
+        log.follow(true);
+        assert!(log.all_since(before).is_none(), "from before it began");
+        let start = log.now();
+        for (touched, by) in [("a", None), ("b", Some(&owner)), ("b", None), ("a", Some(&owner))] {
+            log.touch(path(touched), by);
+        }
+        let (then, touched) = log.all_since(start).unwrap();
+        assert_eq!(touched, ["a", "b", "a"].map(|touched| path(touched).to_owned()));
+        assert_eq!(log.all_since(then).unwrap().1, [], "up to that moment");
+        log.touch(path("a"), None);
+        assert_eq!(log.all_since(then).unwrap().1, [path("a").to_owned()], "the same path once more");
+        log.lose_track();
+        assert!(log.all_since(then).is_none());
+        let then = log.now();
+        for number in 0..RECENT_MAX {
+            log.touch(path(&number.to_string()), None);
+        }
+        assert_eq!(log.all_since(then).unwrap().1.len(), RECENT_MAX);
+        log.touch(path("one too many"), None);
+        assert!(log.all_since(then).is_none());
+        log.follow(false);
+        log.follow(true);
+        assert!(log.all_since(log.now()).is_some() && log.all_since(then).is_none());
     }
 }

@@ -168,6 +168,10 @@ impl Tree {
     fn replace(&self, owner: TaskId, new: Option<Arc<Layer>>) -> Option<Arc<Layer>> {
         let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
         let old = layers.iter().find(|layer| *layer.owner() == owner).cloned();
+        if old.is_none() && new.is_none() {
+            // The list stays the same one, by which others tell that nothing changed.
+            return None;
+        }
         *layers =
             new.into_iter().chain(layers.iter().filter(|layer| *layer.owner() != owner).cloned()).collect();
         old

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `open` | store, index, and what takes their place where they cannot be used |
 //! | `lookup` | from a task to an entry, or to the reason why there is none |
+//! | `known` | lookups that need not be done again under an exclusive live mount |
 //! | `hit` | puts an entry's outputs in place: as a layer, or written out |
 //! | `restore` | writes outputs into the base |
 //! | `run`, `finish`, `outputs` | a run from its view to its entry and its commit |
@@ -21,6 +22,7 @@ mod admin;
 mod ahead;
 mod finish;
 mod hit;
+mod known;
 mod lookup;
 mod mounts;
 mod open;
@@ -44,6 +46,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use uuid::Uuid;
 
+use self::known::Known;
 use self::prefetch::Prefetcher;
 pub use self::run::Run;
 use self::unfinished::Unfinished;
@@ -109,6 +112,8 @@ pub struct Workspace {
     materialiser: Arc<Materialiser>,
     touched: Arc<Touched>,
     prefetcher: Prefetcher,
+    /// Kept while a live mount that covers the base is exclusive.
+    known: Mutex<Option<Arc<Known>>>,
     /// The live mount, while there is one.
     mounted: Mutex<Option<Mounted>>,
     /// Open archives, so that all readers share one cache of frames.
@@ -136,6 +141,8 @@ struct Mounted {
     invalidator: Arc<dyn Invalidator>,
     /// Whether it hides the base, so that nobody can change the base without being seen.
     covers_base: bool,
+    /// Whether somebody promised that there is no other way to change the base, and we hear of all that go through it.
+    exclusive: bool,
 }
 
 /// What a live mount serves.

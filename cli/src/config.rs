@@ -17,6 +17,9 @@ const TRANSPORT_ENV: &str = "VOUT_TRANSPORT";
 /// Variable that switches passthrough off (`0`) or on (`1`).
 const PASSTHROUGH_ENV: &str = "VOUT_PASSTHROUGH";
 
+/// Variable that promises (`1`), or not (`0`), that the workspace is changed through the live mount only.
+const EXCLUSIVE_ENV: &str = "VOUT_EXCLUSIVE";
+
 /// Reads the configuration of the workspace at `root`; `None` where it has none.
 pub(crate) fn load(root: &Path) -> Result<Option<Config>, CommandError> {
     let path = root.join(CONFIG_FILE);
@@ -53,17 +56,8 @@ pub(crate) fn serving(
             CommandError::usage(format_args!("{TRANSPORT_ENV} is {word:?}; it can be auto, uring or dev"))
         })?;
     }
-    if let Some(word) = surroundings.var(PASSTHROUGH_ENV) {
-        serving.passthrough = match word.to_str() {
-            Some("0") => Some(false),
-            Some("1") => Some(true),
-            _ => {
-                return Err(CommandError::usage(format_args!(
-                    "{PASSTHROUGH_ENV} is {word:?}; it can be 0 or 1"
-                )));
-            }
-        };
-    }
+    serving.passthrough = switch(surroundings, PASSTHROUGH_ENV)?.or(serving.passthrough);
+    serving.exclusive = switch(surroundings, EXCLUSIVE_ENV)?.unwrap_or(serving.exclusive);
     serving.transport = args.transport.unwrap_or(serving.transport);
     serving.passthrough = match (args.passthrough, args.no_passthrough) {
         (true, _) => Some(true),
@@ -71,6 +65,16 @@ pub(crate) fn serving(
         _ => serving.passthrough,
     };
     Ok(serving)
+}
+
+/// Returns what a variable says that switches something on or off.
+fn switch(surroundings: &Surroundings, name: &str) -> Result<Option<bool>, CommandError> {
+    let Some(word) = surroundings.var(name) else { return Ok(None) };
+    match word.to_str() {
+        Some("0") => Ok(Some(false)),
+        Some("1") => Ok(Some(true)),
+        _ => Err(CommandError::usage(format_args!("{name} is {word:?}; it can be 0 or 1"))),
+    }
 }
 
 #[cfg(test)]
@@ -96,7 +100,15 @@ mod tests {
         assert_eq!((from_args.transport, from_args.passthrough), (Transport::Auto, Some(false)));
         let asked = serving(ServingArgs { passthrough: true, ..none }, &around, configured).unwrap();
         assert!(asked.for_live_mount().passthrough);
-        for bad in [(TRANSPORT_ENV, "pigeon"), (PASSTHROUGH_ENV, "yes")] {
+        let promised = Wishes { exclusive: true, ..configured };
+        let promises = |around: &[(&str, &str)], configured| {
+            serving(none, &surroundings(around), configured).unwrap().for_live_mount().exclusive
+        };
+        assert!(!promises(&[], configured) && promises(&[], promised));
+        assert!(
+            promises(&[(EXCLUSIVE_ENV, "1")], configured) && !promises(&[(EXCLUSIVE_ENV, "0")], promised)
+        );
+        for bad in [(TRANSPORT_ENV, "pigeon"), (PASSTHROUGH_ENV, "yes"), (EXCLUSIVE_ENV, "maybe")] {
             assert_eq!(serving(none, &surroundings(&[bad]), configured).unwrap_err().exit_code(), 2);
         }
     }

@@ -45,13 +45,17 @@ impl Task<'_> {
         let (parent, name) = self.parent(path)?;
         let caller = Caller::new(0, 0);
         let flags = OpenFlags::WRITE | OpenFlags::TRUNCATE;
-        let file = match self.0.lookup(parent, name) {
-            Ok(found) => self.0.open(found.node, flags)?,
-            Err(_) => self.0.create(caller, parent, name, 0o644, flags)?.1,
+        let (node, file) = match self.0.lookup(parent, name) {
+            Ok(found) => (found.node, self.0.open(found.node, flags)?),
+            Err(_) => {
+                let (made, file) = self.0.create(caller, parent, name, 0o644, flags)?;
+                (made.node, file)
+            }
         };
         let mut written = 0;
         while written < content.len() {
             written += file.write_at(&content[written..], written as u64)?;
+            self.0.written(node, &*file);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::error::ConfigError;
 use super::read::Value;
 use crate::serving::{Transport, Wishes};
 
-const KEYS: &[&str] = &["transport", "passthrough", "xattrs"];
+const KEYS: &[&str] = &["transport", "passthrough", "xattrs", "exclusive"];
 
 /// Reads the table; what it does not name stays as it is by default.
 pub(super) fn read(value: Value<'_>) -> Result<Wishes, ConfigError> {
@@ -14,6 +14,7 @@ pub(super) fn read(value: Value<'_>) -> Result<Wishes, ConfigError> {
             "transport" => serving.transport = entry.choice(Transport::WORDS)?,
             "passthrough" => serving.passthrough = Some(entry.boolean()?),
             "xattrs" => serving.xattrs = entry.boolean()?,
+            "exclusive" => serving.exclusive = entry.boolean()?,
             _ => return Err(entry.unknown_key("[mount]", KEYS)),
         }
     }

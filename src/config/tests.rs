@@ -45,6 +45,7 @@ fn every_key_is_read() {
         transport = "dev"
         passthrough = false
         xattrs = true
+        exclusive = true
 
         [tasks."build:app"]
         input = [{ auto = true }, "!dist/**", { pattern = "tsconfig.json", base = "workspace" }]
@@ -75,7 +76,7 @@ fn every_key_is_read() {
     );
     assert_eq!(
         config.serving(),
-        Wishes { transport: Transport::Dev, passthrough: Some(false), xattrs: true }
+        Wishes { transport: Transport::Dev, passthrough: Some(false), xattrs: true, exclusive: true }
     );
     let names: Vec<_> = config.tasks().map(|task| task.name.as_str()).collect();
     assert_eq!(names, ["build:app", "gen"]);

@@ -127,20 +127,30 @@ pub struct Removed {
 }
 
 impl Index {
-    /// Returns the path sets of a weak key, hash and content, most recently used first; at most 16.
+    /// Returns the hashes of the path sets of a weak key, most recently used first; at most 16.
     ///
     /// # Errors
     /// [`IndexError`].
-    pub fn path_sets(&self, weak: Digest) -> Result<Vec<(Digest, Vec<u8>)>, IndexError> {
+    pub fn path_sets(&self, weak: Digest) -> Result<Vec<Digest>, IndexError> {
         self.read(|db| {
             db.prepare_cached(
-                "SELECT digest, content FROM path_sets JOIN (
-                     SELECT path_set, max(use_order) AS last_use FROM entries WHERE weak = ?1
-                     GROUP BY path_set ORDER BY last_use DESC LIMIT ?2
-                 ) ON path_set = digest ORDER BY last_use DESC",
+                "SELECT path_set FROM entries WHERE weak = ?1
+                 GROUP BY path_set ORDER BY max(use_order) DESC LIMIT ?2",
             )?
-            .query_map(params![Column(weak), PATH_SETS_MAX], |row| Ok((get(row, 0)?, row.get(1)?)))?
+            .query_map(params![Column(weak), PATH_SETS_MAX], |row| get(row, 0))?
             .collect()
+        })
+    }
+
+    /// Returns a path set.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn path_set(&self, digest: Digest) -> Result<Option<Vec<u8>>, IndexError> {
+        self.read(|db| {
+            db.prepare_cached("SELECT content FROM path_sets WHERE digest = ?1")?
+                .query_row([Column(digest)], |row| row.get(0))
+                .optional()
         })
     }
 

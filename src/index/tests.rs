@@ -246,9 +246,11 @@ fn path_sets_come_most_recently_used_first_and_sixteen_at_most() {
     index.touch(entries[5].id, 7).unwrap();
     let found = index.path_sets(digest("weak", 1)).unwrap();
     assert_eq!(found.len(), 16);
-    assert_eq!(found[0], (digest("set", 5), b"set5".to_vec()));
-    assert_eq!(found[1], (digest("set", 0), b"set0".to_vec()));
-    assert_eq!(found[2].0, digest("set", 19));
+    assert_eq!(found[0], digest("set", 5));
+    assert_eq!(index.path_set(found[0]).unwrap(), Some(b"set5".to_vec()));
+    assert_eq!(found[1], digest("set", 0));
+    assert_eq!(found[2], digest("set", 19));
+    assert_eq!(index.path_set(digest("set", 1_000)).unwrap(), None);
     assert_eq!(index.path_sets(digest("weak", 2)).unwrap(), []);
 }
 

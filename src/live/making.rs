@@ -8,9 +8,9 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Live;
 use super::kept::Kept;
 use super::nodes::Nodes;
+use super::{Live, OnDrop};
 use crate::base::BaseStat;
 use crate::change::{SET_GROUP_ID, give_name_to, give_to};
 use crate::fs::{Attr, Caller, FileKind, FsError, NodeId, OpenFile};
@@ -35,9 +35,12 @@ impl Live {
         if self.find(&path)?.is_some() {
             return Err(FsError::AlreadyExists);
         }
-        self.materialiser.dir(&dir)?;
-        self.materialiser.clear_way(&path)?;
-        Ok(path)
+        let cleared = self.materialiser.dir(&dir).and_then(|()| self.materialiser.clear_way(&path));
+        if cleared.is_err() {
+            // A part of it may have been done.
+            self.touch(&path);
+        }
+        cleared.map(|()| path)
     }
 
     /// Runs `make` on the real parent directory, gives the new object to the caller, and returns its
@@ -51,12 +54,12 @@ impl Live {
         make: impl FnOnce(&OwnedFd, &OsStr) -> rustix::io::Result<T>,
     ) -> Result<(Attr, T), FsError> {
         let path = self.make_room(nodes, parent, name)?;
+        let _touched = OnDrop(|| self.touch(&path));
         let (dir, name) = self.tree().base().open_parent(&path)?;
         let made = make(&dir, name)?;
-        let entry = give(&dir, name, caller, mode).map_err(FsError::from).and_then(|()| {
-            self.touch(&path);
-            self.entry(nodes, parent, name, &path)
-        });
+        let entry = give(&dir, name, caller, mode)
+            .map_err(FsError::from)
+            .and_then(|()| self.entry(nodes, parent, name, &path));
         match entry {
             Ok(attr) => Ok((attr, made)),
             Err(error) => {

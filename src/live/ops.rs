@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::nodes::{Key, Nodes};
-use super::{KnownName, Live};
+use super::{KnownName, Live, OnDrop};
 use crate::archive::RecordKind;
 use crate::change::kill_set_id;
 use crate::fs::{
@@ -27,6 +27,7 @@ impl Live {
         if let Some(id) = nodes.child(parent, name).filter(|_| !self.told_of_opens) {
             self.keep_as(nodes, id, path.clone(), found);
         }
+        let _touched = OnDrop(|| self.touch(&path));
         self.materialiser.dir(&nodes.path(parent)?)?;
         self.materialiser.clear_way(&path)?;
         if matches!(found, Found::Virtual(..)) {
@@ -34,7 +35,6 @@ impl Live {
             let dir = path.parent().unwrap_or(RelPath::ROOT);
             self.tree().base().set_times(dir, None, Some(SetTime::Now))?;
         }
-        self.touch(&path);
         // Whoever has it open must be able to tell attributes after the name is gone.
         nodes.removed(parent, name, Some(found.attr(parent)));
         Ok(())
@@ -103,8 +103,6 @@ impl Live {
             }
             self.tree().base().rename(from, to, rustix::fs::RenameFlags::empty())?;
         }
-        self.touch(from);
-        self.touch(to);
         self.renamed(nodes, from_place, to_place, exchange, target.as_ref())?;
         if exchange || matches!(source, Found::Virtual(..)) {
             // The kernel takes along how long it believes a name.
@@ -203,7 +201,10 @@ impl Filesystem for Live {
             // What is virtual and has no name any more must be real to be cut.
             self.open_kept(node, OpenFlags::WRITE)?;
         }
-        let attr = self.set_attr_of(node, open, &changes)?;
+        let attr = self.set_attr_of(node, open, &changes);
+        // Also where only a part of it could be done.
+        self.changed(node, open);
+        let attr = attr?;
         self.lock().get_mut(node)?.note(&attr);
         Ok(attr)
     }
@@ -266,6 +267,7 @@ impl Filesystem for Live {
         let from = if self.lock().get(node)?.has_names() { Some(self.make_real(node)?) } else { None };
         let nodes = &mut *self.lock();
         let to = self.make_room(nodes, parent, name)?;
+        let _touched = OnDrop(|| self.touch(&to));
         let (to_dir, to_name) = self.tree().base().open_parent(&to)?;
         match &from {
             Some(from) => {
@@ -280,7 +282,6 @@ impl Filesystem for Live {
                 rustix::fs::linkat(CWD, file, to_dir, to_name, AtFlags::SYMLINK_FOLLOW)?;
             }
         }
-        self.touch(&to);
         let linked = match &from {
             Some(from) => nodes.at(from),
             None => Some(node),
@@ -332,6 +333,10 @@ impl Filesystem for Live {
             self.replaceable(&to, source.kind(), flags)?;
             (from, to, source)
         };
+        let _touched = OnDrop(|| {
+            self.touch(&from);
+            self.touch(&to);
+        });
         self.make_subtree_real(&from)?;
         if exchange {
             self.make_subtree_real(&to)?;
@@ -370,7 +375,7 @@ impl Filesystem for Live {
             // Handles that cannot follow keep the old node: the name has to be looked up again.
             return Err(FsError::Stale);
         }
-        self.touch(&path);
+        let _touched = OnDrop(|| self.touch(&path));
         self.open_real(nodes, node, &path, flags)
     }
 
@@ -408,6 +413,10 @@ impl Filesystem for Live {
         for path in &paths {
             self.touch(path);
         }
+    }
+
+    fn written(&self, node: NodeId, file: &dyn OpenFile) {
+        self.changed(node, Some(file));
     }
 
     fn has_xattrs(&self) -> bool {

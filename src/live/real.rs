@@ -67,6 +67,10 @@ impl Live {
             let nodes = &mut *self.lock();
             nodes.at(path).map_or(Ok(()), |id| self.settle(nodes, id, &mut names))
         };
+        if made.is_err() {
+            // It may be half done, under several names.
+            self.touched.lose_track();
+        }
         self.tell_real(names);
         made.and(settled)
     }

@@ -113,10 +113,11 @@ impl Workspace {
             None => Vec::new(),
         };
         let before = self.before(stale.iter().map(|path| &**path));
-        self.remove_stale(&stale)?;
+        let removed = self.remove_stale(&stale);
         for path in &stale {
             self.touched.touch(path, Some(&asked.owner));
         }
+        removed?;
         self.invalidate(|path| stale.iter().any(|stale| path == &**stale));
         let freed = self.index.remove_layer(self.id, asked.owner)?;
         self.keep_shown(&self.tree.layer_of(&asked.owner).iter().collect::<Vec<_>>());

@@ -133,16 +133,30 @@ impl Workspace {
     fn lookup_in_index(&self, asked: &Asked) -> Result<Lookup, WorkspaceError> {
         let mut states = States { logical: self.logical(asked), filter: &asked.input, known: Vec::new() };
         let mut bad_archive = None;
-        for (digest, blob) in self.index.path_sets(asked.weak)? {
+        for digest in self.index.path_sets(asked.weak)? {
+            if let Some((strong, inputs)) = self.known_lookup(asked, digest, &states.logical)
+                && let Some(entry) = self.index.entry_by_strong(strong)?
+                && let Ok(archive) = self.open_entry_archive(&entry)
+            {
+                return Ok(Lookup::Hit(Box::new(Match { entry, archive, inputs })));
+            }
+            let Some(blob) = self.index.path_set(digest)? else { continue };
             let Ok(set) = postcard::from_bytes::<PathSet>(&blob) else { continue };
             let inputs = (set.len() + asked.globbed.len()) as u64;
+            let looking = self.begin_looking(asked, digest);
             let present = states.of_set(&set, &asked.globbed)?;
-            let Some(entry) = self.index.entry_by_strong(strong_key(asked.weak, digest, &present))? else {
+            let strong = strong_key(asked.weak, digest, &present);
+            let Some(entry) = self.index.entry_by_strong(strong)? else {
                 states.known.push((set, present.recorded));
                 continue;
             };
             match self.open_entry_archive(&entry) {
-                Ok(archive) => return Ok(Lookup::Hit(Box::new(Match { entry, archive, inputs }))),
+                Ok(archive) => {
+                    if let Some(looking) = looking {
+                        looking.remember(&set, &present.recorded, strong);
+                    }
+                    return Ok(Lookup::Hit(Box::new(Match { entry, archive, inputs })));
+                }
                 Err(problem) => {
                     let archive = entry.archive.map(|id| self.store.archive_path(id)).unwrap_or_default();
                     bad_archive = Some((entry.id, archive, problem));

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::restore::{Target, at};
 use super::{
-    LiveTree, Materialised, Mounted, ProgressSink, Workspace, WorkspaceError, forgo, lock, now_secs,
+    Known, LiveTree, Materialised, Mounted, ProgressSink, Workspace, WorkspaceError, forgo, lock, now_secs,
 };
 use crate::claim::decode_before;
 use crate::filter::Filter;
@@ -49,11 +49,22 @@ impl Workspace {
             filesystem: Arc::<Live>::clone(&live),
             announcer: Arc::<Announcer>::clone(&announcer),
         };
-        *lock(&self.mounted) = Some(Mounted { live, announcer, invalidator, covers_base });
+        // A mapping of a file that is passed through can be written to after the file was closed, and nobody is told.
+        let exclusive = serving.exclusive && covers_base && !serving.passthrough;
+        *lock(&self.mounted) = Some(Mounted { live, announcer, invalidator, covers_base, exclusive });
         for layer in self.tree.layers().iter() {
             self.prefetcher.prefetch(layer);
         }
         Ok(tree)
+    }
+
+    /// Notes that the live mount is in place now, which lets an exclusive one begin to be one; `covers` returns whether it
+    /// still is.
+    pub fn live_covers(&self, covers: Box<dyn Fn() -> bool + Send + Sync>) {
+        if lock(&self.mounted).as_ref().is_some_and(|mounted| mounted.exclusive) {
+            self.touched.follow(true);
+            *lock(&self.known) = Some(Arc::new(Known::new(covers)));
+        }
     }
 
     /// Returns what the live mount shows before layers or the paths `changing` of the base change; `None`
@@ -111,6 +122,8 @@ impl Workspace {
 
     /// Notes that the live mount is gone.
     pub fn live_ended(&self) {
+        *lock(&self.known) = None;
+        self.touched.follow(false);
         *lock(&self.mounted) = None;
         lock(&self.in_place).clear();
         for layer in self.tree.layers().iter() {

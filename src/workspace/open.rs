@@ -70,6 +70,7 @@ impl Workspace {
             materialiser,
             touched: Arc::default(),
             prefetcher,
+            known: Mutex::default(),
             mounted: Mutex::default(),
             archives: Mutex::new(HashMap::new()),
             retired: Mutex::default(),

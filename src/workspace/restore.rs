@@ -136,8 +136,9 @@ impl Workspace {
             touched: None,
         };
         self.set_claim(target, &mut planned, &logical)?;
-        self.remove_stale(&stale)?;
-        self.write_planned(target, &planned, progress)
+        let written = self.remove_stale(&stale).and_then(|()| self.write_planned(target, &planned, progress));
+        self.touched.lose_track();
+        written
     }
 
     fn plan_restore(&self, target: &Target<'_>) -> Result<Vec<Planned>, WorkspaceError> {

@@ -12,10 +12,11 @@ use super::lookup::{Asked, Lookup};
 use super::{Begun, Committed, InPlace, ProgressSink, RunOptions, Workspace, WorkspaceError, chain, lock};
 use crate::fs::{Filesystem, FsError, Invalidator};
 use crate::index::TaskId;
-use crate::path::RelPathBuf;
+use crate::path::{RelPath, RelPathBuf};
 use crate::proto::CacheMode;
 use crate::report::{Chunk, HitReport, Left, MissReason, RecordedPath, Seen};
 use crate::serving::Serving;
+use crate::state::FileKind;
 use crate::task::TaskSpec;
 use crate::touched::TouchedSince;
 use crate::view::{Change, View, ViewOptions};
@@ -226,6 +227,9 @@ impl Workspace {
         for path in &paths {
             self.touched.touch(path, Some(&asked.owner));
         }
+        if self.touched.is_followed() && paths.iter().any(|path| self.has_other_names(path)) {
+            self.touched.lose_track();
+        }
         self.invalidate(|path| paths.iter().any(|changed| path.starts_with(changed)));
         let mut commits = lock(&self.commits);
         let number = commits.next;
@@ -234,6 +238,15 @@ impl Workspace {
         commits.recent.push_back(Arc::new(Committed { number, task_name, paths }));
         if commits.recent.len() > super::COMMITS_MAX {
             commits.recent.pop_front();
+        }
+    }
+
+    /// Returns whether what a commit left at `path` may be seen under names that it did not name.
+    fn has_other_names(&self, path: &RelPath) -> bool {
+        match self.tree.base().stat(path) {
+            Ok(Some(stat)) => stat.kind != FileKind::Dir && stat.nlink > 1,
+            Ok(None) => false,
+            Err(_) => true,
         }
     }
 

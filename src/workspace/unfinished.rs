@@ -34,6 +34,7 @@ impl Workspace {
         while let Some(commit) = todo.pop_front() {
             let (area, id) = (Arc::clone(&commit.area), commit.id);
             let carried_out = self.carry_out(commit);
+            self.touched.lose_track();
             if carried_out.is_err() {
                 lock(&self.unfinished).extend(todo.drain(..));
             }
@@ -63,6 +64,7 @@ impl Workspace {
         if let Err(source) = commit.journal.apply(self.tree.base(), &commit.staging) {
             let journal = commit.area.path().join("journal").join(commit.id.to_string());
             lock(&self.unfinished).push(commit);
+            self.touched.lose_track();
             return Err(WorkspaceError::Unfinished { journal, source });
         }
         if let Err(error) = self.punch(&commit.journal) {

@@ -13,6 +13,7 @@ mod cache;
 mod concurrent;
 mod damage;
 mod errors;
+mod exclusive;
 mod failing_disk;
 mod filters;
 mod hostile;

@@ -228,7 +228,12 @@ impl Adapter {
         }
         let kill_set_id = flags.contains(WriteFlags::KILL_SUIDGID);
         let file = self.core_file(self.core(request), (node, handle), Access::Write);
-        match file.and_then(|file| write(&*file, data, offset, kill_set_id)) {
+        let written = file.and_then(|file| {
+            let written = write(&*file, data, offset, kill_set_id);
+            self.core(request).written(node, &*file);
+            written
+        });
+        match written {
             Ok(written) => reply.written(written),
             Err(FsError::Os(error)) if is_full(&error) && !self.options.told_of_opens => {
                 self.write_once_more(node, (data.to_vec(), offset, kill_set_id), reply);
@@ -250,7 +255,11 @@ impl Adapter {
             #[expect(clippy::disallowed_methods, reason = "forgets come by themselves")]
             thread::sleep(FORGETS_TAKE);
             let file = unopened.get(node, true, || core.open(node, OpenFlags::READ | OpenFlags::WRITE));
-            file.and_then(|file| write(&*file, &data, offset, kill_set_id))
+            file.and_then(|file| {
+                let written = write(&*file, &data, offset, kill_set_id);
+                core.written(node, &*file);
+                written
+            })
         };
         aside(reply, work, |reply, written| reply.written(written));
     }
@@ -315,7 +324,12 @@ impl Adapter {
         match *request.operation() {
             Operation::Fallocate { handle, offset, length, mode } => {
                 let file = self.core_file(core, (node, handle), Access::Write);
-                reply_empty(reply, file.and_then(|file| file.allocate(mode, offset, length)));
+                let allocated = file.and_then(|file| {
+                    let allocated = file.allocate(mode, offset, length);
+                    core.written(node, &*file);
+                    allocated
+                });
+                reply_empty(reply, allocated);
             }
             Operation::Lseek { handle, offset, whence } => {
                 let file = self.core_file(core, (node, handle), Access::Read);
@@ -328,8 +342,11 @@ impl Adapter {
                 let from = self.core_file(core, (node, handle), Access::Read);
                 let to = || self.core_file(core, (NodeId(to_node), to_handle), Access::Write);
                 let files = from.and_then(|from| Ok((from, to()?)));
-                let copied =
-                    files.and_then(|(from, to)| core.copy_range((&*from, offset), (&*to, to_offset), length));
+                let copied = files.and_then(|(from, to)| {
+                    let copied = core.copy_range((&*from, offset), (&*to, to_offset), length);
+                    core.written(NodeId(to_node), &*to);
+                    copied
+                });
                 match copied {
                     Ok(copied) => reply.copied(copied),
                     Err(error) => reply.error(number_of(&error)),

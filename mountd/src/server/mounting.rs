@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use rustix::io::Errno;
-use vout::mountinfo::{FS_TYPE, mounts};
+use vout::mountinfo::{FS_TYPE, identity_at, mounts};
 use vout::proto::{Event, Failure, FailureKind};
 use vout::serving::Serving;
 use vout::workspace::{LiveTree, Materialised};
@@ -49,6 +49,7 @@ impl Server {
         match LiveMount::mount(place, adapter, invalidator, on_end) {
             Ok(live) => {
                 tracing::info!(?at, "mounted");
+                self.cover_base(&at);
                 *self.live() = Some(Arc::new(live));
                 Ok(Event::Mounted { at, already: false })
             }
@@ -57,6 +58,13 @@ impl Server {
                 Err(mount_failure(&error))
             }
         }
+    }
+
+    /// Tells the engine that the mount is in place, and how to find out whether it still is.
+    fn cover_base(&self, at: &Path) {
+        let Ok(ours) = identity_at(at) else { return };
+        let at = at.to_owned();
+        self.workspace.live_covers(Box::new(move || identity_at(&at).is_ok_and(|mount| mount == ours)));
     }
 
     pub(super) fn unmount(&self, connection: &Connection, discard: bool) -> Result<Event, Failure> {

@@ -187,7 +187,7 @@ fn compare(model: &Model, index: &Index, dir: &TempDir) {
             }
         }
         let found = index.path_sets(digest("weak", of)).unwrap();
-        assert_eq!(found.into_iter().map(|set| set.0).collect::<Vec<_>>(), expected);
+        assert_eq!(found, expected);
     }
     let sets: i64 = raw(dir).query_row("SELECT count(*) FROM path_sets", [], |row| row.get(0)).unwrap();
     assert_eq!(

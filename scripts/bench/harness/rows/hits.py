@@ -136,6 +136,8 @@ class NoOp(Row):
     bars = (
         Bar("mounted", 0.015, kind="most", cases=("10000",)),
         Bar("mounted", 0.040, kind="most", cases=("100000",)),
+        Bar("mounted, exclusive", 0.015, kind="most", cases=("10000",)),
+        Bar("mounted, exclusive", 0.040, kind="most", cases=("100000",)),
         Bar("unmounted", 1.2, "statx", kind="ratio"),
     )
     rounds = 9
@@ -145,13 +147,19 @@ class NoOp(Row):
         return ["1000", "10000"] if self.lab.options.quick else ["1000", "10000", "100000"]
 
     def variants(self, case):
-        return [*self.served("mounted"), Variant("unmounted"), Variant("statx")]
+        mounted = [*self.served("mounted"), *self.served("mounted, exclusive")]
+        return [*mounted, Variant("unmounted"), Variant("statx")]
 
     def setup(self, case):
         reader = self.lab.programs["touch-files"]
         config = f'[tasks.read]\ncommand = "{reader} read 1 list"\n'
+        exclusive = config + "[mount]\nexclusive = true\n"
         self.project = {
-            transport: self.lab.project(f"no-op-{transport}", config, transport)
+            (name, transport): self.lab.project(f"no-op-{place}-{transport}", config, transport)
+            for name, place, config in (
+                ("mounted", "mounted", config),
+                ("mounted, exclusive", "exclusive", exclusive),
+            )
             for transport in self.per_transport()
         }
         self.unmounted = self.lab.project("no-op-unmounted", config)
@@ -168,7 +176,7 @@ class NoOp(Row):
         if variant.name == "statx":
             command = [self.lab.programs["touch-files"], "stat", 1, "list"]
             return timed(command, self.unmounted.path, self.lab.env, self.lab.log)
-        project = self.unmounted if variant.name == "unmounted" else self.project[variant.transport]
+        project = self.unmounted if variant.name == "unmounted" else self.project[variant.name, variant.transport]
         return project.run("read")
 
 
