@@ -86,35 +86,6 @@ fn a_daemon_killed_during_a_run_leaves_the_base_untouched(mode: Mode) -> TestRes
     Ok(())
 }
 
-/// Goal: an archive that was begun while its task ran is gone after a kill, and the next run makes a whole one.
-#[test]
-fn a_daemon_killed_while_it_packs_leaves_nothing() -> TestResult {
-    let ws = Workspace::new(Mode::Unmounted)?
-        .store_outside()
-        .config("[tasks.long]\ncommand = \"sh long.sh\"\n")?;
-    let begun = ws.signal("begun");
-    let make = "mkdir dist; for i in $(seq 40); do seq $i 9000 >dist/$i; done";
-    ws.file("long.sh", format!("{make}; touch {}; exec sleep 600\n", begun.display()))?;
-    let packed_bytes = || -> u64 {
-        let begun = fs::read_dir(ws.store().join("tmp")).into_iter().flatten();
-        begun.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
-    };
-    let run = ws.start_run(["long"])?;
-    ws.await_signal("begun");
-    process::poll_until("something packed", || packed_bytes() > 0);
-    ws.kill_daemon();
-    ws.finish(run)?.code(125);
-    assert!(!ws.exists("dist"));
-    ws.file("long.sh", format!("{make}\n"))?;
-    let archive = ws.run(["long"])?.stored_miss().text("archive");
-    assert_eq!(packed_bytes(), 0);
-    assert_eq!(ws.archives()?, [std::path::PathBuf::from(archive)]);
-    ws.remove("dist")?;
-    ws.run(["long"])?.hit();
-    assert!(ws.read("dist/40")?.starts_with("40\n41\n"));
-    Ok(())
-}
-
 #[test]
 fn a_live_mount_comes_back_after_its_daemon_was_killed() -> TestResult {
     let ws = Workspace::with_config(Mode::Mounted, "[tasks.build]\ncommand = \"sh build.sh\"\n")?;
