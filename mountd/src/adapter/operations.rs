@@ -10,7 +10,7 @@ use fuse_uring::{
     Errno, FopenFlags, Forget, Handler, Negotiated, OpenOut, Operation, Read, Reply, Request, Setattr,
     WriteFlags,
 };
-use vout::fs::{Attr, FileKind, FsError, NewNode, NodeId, OpenFlags};
+use vout::fs::{Attr, FileKind, Filesystem, FsError, NewNode, NodeId, OpenFile, OpenFlags};
 
 use super::convert::{
     MODE_BITS, attr_changes, attr_out, entry_kind, entry_out, kind_of_mode, no_entry, rename_flags,
@@ -228,12 +228,7 @@ impl Adapter {
         }
         let kill_set_id = flags.contains(WriteFlags::KILL_SUIDGID);
         let file = self.core_file(self.core(request), (node, handle), Access::Write);
-        let written = file.and_then(|file| {
-            let written = write(&*file, data, offset, kill_set_id);
-            self.core(request).written(node, &*file);
-            written
-        });
-        match written {
+        match changing(self.core(request), node, file, |file| write(file, data, offset, kill_set_id)) {
             Ok(written) => reply.written(written),
             Err(FsError::Os(error)) if is_full(&error) && !self.options.told_of_opens => {
                 self.write_once_more(node, (data.to_vec(), offset, kill_set_id), reply);
@@ -255,11 +250,7 @@ impl Adapter {
             #[expect(clippy::disallowed_methods, reason = "forgets come by themselves")]
             thread::sleep(FORGETS_TAKE);
             let file = unopened.get(node, true, || core.open(node, OpenFlags::READ | OpenFlags::WRITE));
-            file.and_then(|file| {
-                let written = write(&*file, &data, offset, kill_set_id);
-                core.written(node, &*file);
-                written
-            })
+            changing(&*core, node, file, |file| write(file, &data, offset, kill_set_id))
         };
         aside(reply, work, |reply, written| reply.written(written));
     }
@@ -324,12 +315,7 @@ impl Adapter {
         match *request.operation() {
             Operation::Fallocate { handle, offset, length, mode } => {
                 let file = self.core_file(core, (node, handle), Access::Write);
-                let allocated = file.and_then(|file| {
-                    let allocated = file.allocate(mode, offset, length);
-                    core.written(node, &*file);
-                    allocated
-                });
-                reply_empty(reply, allocated);
+                reply_empty(reply, changing(core, node, file, |file| file.allocate(mode, offset, length)));
             }
             Operation::Lseek { handle, offset, whence } => {
                 let file = self.core_file(core, (node, handle), Access::Read);
@@ -340,12 +326,12 @@ impl Adapter {
             }
             Operation::CopyFileRange { handle, offset, to_node, to_handle, to_offset, length, .. } => {
                 let from = self.core_file(core, (node, handle), Access::Read);
-                let to = || self.core_file(core, (NodeId(to_node), to_handle), Access::Write);
-                let files = from.and_then(|from| Ok((from, to()?)));
-                let copied = files.and_then(|(from, to)| {
-                    let copied = core.copy_range((&*from, offset), (&*to, to_offset), length);
-                    core.written(NodeId(to_node), &*to);
-                    copied
+                let to_node = NodeId(to_node);
+                let copied = from.and_then(|from| {
+                    let to = self.core_file(core, (to_node, to_handle), Access::Write);
+                    changing(core, to_node, to, |to| {
+                        core.copy_range((&*from, offset), (to, to_offset), length)
+                    })
                 });
                 match copied {
                     Ok(copied) => reply.copied(copied),
@@ -395,6 +381,19 @@ impl Adapter {
             Err(error) => reply.error(number_of(&error)),
         }
     }
+}
+
+/// Changes the content of a node through an open file, and tells the core whatever came of it.
+fn changing<T>(
+    core: &dyn Filesystem,
+    node: NodeId,
+    file: Result<Arc<dyn OpenFile>, FsError>,
+    change: impl FnOnce(&dyn OpenFile) -> Result<T, FsError>,
+) -> Result<T, FsError> {
+    let file = file?;
+    let changed = change(&*file);
+    core.written(node, &*file);
+    changed
 }
 
 /// Does on another thread what takes its time, and answers with what comes of it.
