@@ -7,6 +7,7 @@ use std::process::Command;
 
 use crate::support::process::poll_until;
 use crate::support::{Mode, TestResult, Workspace, compile_c};
+use crate::with_passthrough_and_without;
 
 const LOOK: &str = "cat src/a src/b src/sub/c src/sub/deep/d; ls -F src; cat src/gone 2>/dev/null; true";
 
@@ -149,26 +150,7 @@ fn what_the_promise_is_about(passthrough: &str) -> TestResult {
     Ok(())
 }
 
-/// Makes a test with passthrough, with which every input is looked at, and one without of each scenario.
-macro_rules! passed_through_or_not {
-    ($($scenario:ident),+ $(,)?) => {$(
-        mod $scenario {
-            use crate::support::TestResult;
-
-            #[test]
-            fn passed_through() -> TestResult {
-                super::$scenario("1")
-            }
-
-            #[test]
-            fn asked() -> TestResult {
-                super::$scenario("0")
-            }
-        }
-    )+};
-}
-
-passed_through_or_not!(
+with_passthrough_and_without!(
     every_change_is_seen,
     commits_and_hits_are_seen,
     mapped_pages_are_seen,

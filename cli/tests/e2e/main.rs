@@ -52,3 +52,24 @@ macro_rules! in_both_modes {
     )+};
 }
 pub(crate) use in_both_modes;
+
+/// Makes a test with passthrough, where the kernel and the user may, and one without of each scenario, which takes what
+/// `VOUT_PASSTHROUGH` is.
+macro_rules! with_passthrough_and_without {
+    ($($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            use crate::support::TestResult;
+
+            #[test]
+            fn with_passthrough() -> TestResult {
+                super::$scenario("1")
+            }
+
+            #[test]
+            fn without() -> TestResult {
+                super::$scenario("0")
+            }
+        }
+    )+};
+}
+pub(crate) use with_passthrough_and_without;

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::support::process::poll_until;
 use crate::support::{Mode, TestResult, Workspace};
+use crate::with_passthrough_and_without;
 
 /// More files than the daemon holds open by itself.
 const OTHERS: usize = 100;
@@ -14,26 +15,7 @@ const OTHERS: usize = 100;
 /// Far more than the kernel reads ahead, and enough to be hydrated.
 const LARGE_LINES: usize = 400_000;
 
-/// Makes a test with passthrough, where the kernel and the user may, and one without of each scenario.
-macro_rules! told_or_not {
-    ($($scenario:ident),+ $(,)?) => {$(
-        mod $scenario {
-            use crate::support::TestResult;
-
-            #[test]
-            fn told() -> TestResult {
-                super::$scenario("1")
-            }
-
-            #[test]
-            fn not_told() -> TestResult {
-                super::$scenario("0")
-            }
-        }
-    )+};
-}
-
-told_or_not!(
+with_passthrough_and_without!(
     what_is_open_outlives_hits_and_commits,
     what_is_open_outlives_its_name,
     what_is_virtual_becomes_real_where_it_is,
