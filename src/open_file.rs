@@ -422,11 +422,14 @@ pub fn copy_range(
     Ok(done)
 }
 
-/// Returns how many bytes must be decompressed before a virtual file can be read: none where that was done.
+/// Returns how many bytes must be decompressed before `record` can be read: none where that was done, or it has no content.
 ///
 /// # Errors
 /// [`FsError::Corrupt`] where the archive is damaged; [`FsError::Os`] where the store cannot be used.
 pub(crate) fn missing_bytes(store: &Store, archive: &Archive, record: &Record) -> Result<u64, FsError> {
+    if !matches!(record.kind, RecordKind::File { data: Some(_), .. }) {
+        return Ok(0);
+    }
     Ok(match VirtualContent::at_hand(store, record)? {
         None => record.size_bytes(),
         Some(VirtualContent::Frames) => archive.bytes_ahead(record)?,
@@ -440,7 +443,14 @@ pub(crate) fn missing_bytes(store: &Store, archive: &Archive, record: &Record) -
 /// [`FsError::Corrupt`] where the archive is damaged; [`FsError::Os`] where the store cannot be used.
 pub(crate) fn make_ready(store: &Store, archive: &Archive, record: &Record) -> Result<(), FsError> {
     match VirtualContent::of(store, archive, record)? {
-        VirtualContent::Frames => Ok(archive.decompress_ahead(record)?),
+        VirtualContent::Frames => {
+            if !archive.keeps_ahead() {
+                // The name goes at once, and the room with the archive.
+                let temp = store.create_temp()?;
+                archive.keep_ahead_in(temp.file().try_clone()?);
+            }
+            Ok(archive.decompress_ahead(record)?)
+        }
         VirtualContent::Blob(_) => Ok(()),
     }
 }

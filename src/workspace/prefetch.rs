@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{WorkspaceError, forgo, lock};
-use crate::archive::{Record, RecordKind};
+use crate::archive::Record;
 use crate::fingerprint::encode;
 use crate::fs::FsError;
 use crate::index::Index;
@@ -207,7 +207,7 @@ impl Shared {
         idle: Option<&IdleProcessor>,
         left_bytes: &mut u64,
     ) -> Result<Next, WorkspaceError> {
-        let bytes = self.missing_bytes(layer, record)?;
+        let bytes = open_file::missing_bytes(&self.store, layer.archive(), record)?;
         if bytes == 0 || bytes > FILE_BYTES_MAX {
             return Ok(Next::More);
         }
@@ -221,23 +221,8 @@ impl Shared {
         if !is_attached || *left_bytes == 0 || !has_room()? {
             return Ok(Next::Enough);
         }
-        if !layer.archive().keeps_ahead() {
-            // The name goes at once, and the room with the archive.
-            let temp = self.store.create_temp()?;
-            layer.archive().keep_ahead_in(temp.file().try_clone().map_err(FsError::from)?);
-        }
         open_file::make_ready(&self.store, layer.archive(), record)?;
         Ok(Next::More)
-    }
-
-    /// Returns how much there is to decompress before a file can be read.
-    fn missing_bytes(&self, layer: &Layer, record: &Record) -> Result<u64, WorkspaceError> {
-        match &record.kind {
-            RecordKind::File { data: Some(_), .. } => {
-                Ok(open_file::missing_bytes(&self.store, layer.archive(), record)?)
-            }
-            _ => Ok(0),
-        }
     }
 }
 
