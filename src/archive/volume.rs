@@ -82,6 +82,18 @@ impl Volume {
         Ok(bytes)
     }
 
+    /// Fills `bytes`, and compares their hash.
+    fn read_hashed_into(
+        &self,
+        part: &Part,
+        offset: u64,
+        hash: &Digest,
+        bytes: &mut [u8],
+    ) -> Result<(), ArchiveError> {
+        self.read_into(part, offset, bytes)?;
+        if Digest::of(bytes) == *hash { Ok(()) } else { Err(self.damaged(part.clone(), "its hash is wrong")) }
+    }
+
     fn read_into(&self, part: &Part, offset: u64, bytes: &mut [u8]) -> Result<(), ArchiveError> {
         match self.source.read_exact_at(bytes, offset) {
             Ok(()) => Ok(()),
@@ -102,8 +114,9 @@ impl Volume {
         length_bytes: usize,
         hash: &Digest,
     ) -> Result<Vec<u8>, ArchiveError> {
-        let bytes = self.read(part.clone(), offset, length_bytes)?;
-        if Digest::of(&bytes) == *hash { Ok(bytes) } else { Err(self.damaged(part, "its hash is wrong")) }
+        let mut bytes = vec![0; length_bytes];
+        self.read_hashed_into(&part, offset, hash, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// Reads something compressed, compares its hash, and decompresses it into `out`, which is empty and has room for
@@ -116,10 +129,7 @@ impl Volume {
     ) -> Result<(), ArchiveError> {
         Workbench::with(|bench| {
             bench.stored.resize(stored.length_bytes, 0);
-            self.read_into(part, stored.offset, &mut bench.stored)?;
-            if Digest::of(&bench.stored) != *stored.hash {
-                return Err(self.damaged(part.clone(), "its hash is wrong"));
-            }
+            self.read_hashed_into(part, stored.offset, stored.hash, &mut bench.stored)?;
             match bench.decompress(out) {
                 Ok(()) if out.len() == stored.raw_bytes => Ok(()),
                 Ok(()) => {
