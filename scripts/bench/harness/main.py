@@ -130,6 +130,8 @@ def run_case(row: Row, case: str, until: float) -> dict:
         first = 0 if row.in_order else turn % len(variants)
         for variant in variants[first:] + variants[:first]:
             row.before(case, variant)
+            # What one run left to be written is not to be written during the next one.
+            os.sync()
             samples[variant.label].append(row.measure(case, variant))
         now = time.monotonic()
         if row.lab.options.rounds is None and now + (now - began) > until:
