@@ -27,8 +27,9 @@ use crate::archive::record::{Record, RecordKind};
 use crate::fs::Timestamp;
 use crate::path::{RelPath, RelPathBuf};
 
-/// Files of one directory that one thread restores at a time.
-const CHUNK_RECORDS: usize = 64;
+/// What one thread restores at a time: so many files of one directory, or fewer that have so many bytes together.
+const PART_RECORDS_MAX: usize = 64;
+const PART_BYTES: u64 = 4 * 1024 * 1024;
 const SETUID_SETGID: u32 = 0o6000;
 
 /// What temporary names begin and end with; a UUID is in between.
@@ -90,17 +91,15 @@ pub fn restore(
     let plan = Plan::of(archive, filter)?;
     let removed = remove(root, &plan.removals)?;
     plan.dirs.iter().try_for_each(|record| make_dir(root, record))?;
-    plan.files.par_chunk_by(same_dir).flat_map(|files| files.par_chunks(CHUNK_RECORDS)).try_for_each(
-        |files| {
-            let parent = open_parent(root, &files[0].path)?;
-            for record in files {
-                let (_, name) = split(record)?;
-                restore_file(archive, record, parent.as_fd(), name, mtime(record.mtime))?;
-                progress(1, record.size_bytes());
-            }
-            Ok::<_, RestoreError>(())
-        },
-    )?;
+    parts(&plan.files, |record| record).into_par_iter().try_for_each(|files| {
+        let parent = open_parent(root, &files[0].path)?;
+        for record in files {
+            let (_, name) = split(record)?;
+            restore_file(archive, record, parent.as_fd(), name, mtime(record.mtime))?;
+            progress(1, record.size_bytes());
+        }
+        Ok::<_, RestoreError>(())
+    })?;
     for record in &plan.symlinks {
         restore_symlink(root, record, mtime(record.mtime))?;
     }
@@ -214,8 +213,24 @@ impl Plan {
     }
 }
 
-fn same_dir(a: &Record, b: &Record) -> bool {
-    a.path.parent() == b.path.parent()
+/// Splits what is to be restored, in the order of the archive, into parts for threads: each has files of one directory
+/// alone, and none is empty.
+pub fn parts<T>(all: &[T], record: impl Fn(&T) -> &Record) -> Vec<&[T]> {
+    let mut parts = Vec::new();
+    for mut same_dir in all.chunk_by(|a, b| record(a).path.parent() == record(b).path.parent()) {
+        while !same_dir.is_empty() {
+            let mut bytes = 0;
+            let small = same_dir.iter().take(PART_RECORDS_MAX).take_while(|one| {
+                let fits = bytes < PART_BYTES;
+                bytes = bytes.saturating_add(record(one).size_bytes());
+                fits
+            });
+            let (part, rest) = same_dir.split_at(small.count());
+            parts.push(part);
+            same_dir = rest;
+        }
+    }
+    parts
 }
 
 fn at(record: &Record, source: io::Error) -> RestoreError {

@@ -227,6 +227,18 @@ fn evil_file() -> RecordKind {
     RecordKind::File { size_bytes: 4, content, data: Some(data), link_to: None }
 }
 
+#[test]
+fn a_few_large_files_of_one_directory_are_restored_by_several_threads() {
+    let sized = |at: &str, size_bytes| {
+        record(at, RecordKind::File { size_bytes, content: None, data: None, link_to: None })
+    };
+    let mut records: Vec<_> = (0..3).map(|n| sized(&format!("large/{n}"), 128 << 20)).collect();
+    records.extend((0..130).map(|n| sized(&format!("small/{n:03}"), 10)));
+    let parts = restore::parts(&records, |record| record);
+    assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [1, 1, 1, 64, 64, 2]);
+    assert_eq!(parts.concat(), records);
+}
+
 fn restore_all(archive: &Archive, dir: &Path) -> Result<restore::Restored, RestoreError> {
     let root = std::fs::File::open(dir).unwrap().into();
     restore(archive, &root, &|_| true, |mtime| mtime, &|_, _| {})

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{ProgressSink, Workspace, WorkspaceError, forgo};
 use crate::archive::restore::{
-    is_temporary_name, restore_new_file, restore_object, set_dir_attributes, temporary_name,
+    is_temporary_name, parts, restore_new_file, restore_object, set_dir_attributes, temporary_name,
 };
 use crate::archive::{Archive, Record, RecordKind, write_manifest};
 use crate::claim::{Claimed, claim_record, still_describes};
@@ -23,9 +23,6 @@ use crate::logical::Logical;
 use crate::path::{RelPath, RelPathBuf};
 use crate::report::{Progress, Stage};
 use crate::state::{Dependency, FileKind, PathState};
-
-/// Files of one directory that one thread restores in one go.
-const FILES_AT_ONCE: usize = 64;
 
 /// What to write out.
 pub(super) struct Target<'a> {
@@ -333,10 +330,8 @@ impl Workspace {
             |planned: &&Planned| matches!(planned.record.kind, RecordKind::File { link_to: Some(_), .. });
         let (links, others): (Vec<_>, Vec<_>) = others.into_iter().partition(is_link);
         let meter = Meter::new(target.stage, others.iter().map(|planned| &planned.record), progress);
-        let same_dir = |a: &&Planned, b: &&Planned| a.record.path.parent() == b.record.path.parent();
-        others
-            .par_chunk_by(same_dir)
-            .flat_map(|some| some.par_chunks(FILES_AT_ONCE))
+        parts(&others, |planned| &planned.record)
+            .into_par_iter()
             .try_for_each(|some| self.restore_some(target.archive, some, fresh, &meter))?;
         for planned in &links {
             self.restore_link(target.archive, planned, fresh)?;
