@@ -54,7 +54,7 @@ pub struct Packer {
 impl Default for Packer {
     fn default() -> Self {
         let frames_in_flight_max = (2 * rayon::current_num_threads() + 2).min(32);
-        Self { level: 3, pack_bytes: 256 * 1024, split_bytes: 1024 * 1024, frames_in_flight_max }
+        Self { level: 3, pack_bytes: 256 * 1024, split_bytes: 256 * 1024, frames_in_flight_max }
     }
 }
 
