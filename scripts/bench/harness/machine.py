@@ -23,6 +23,12 @@ def facts() -> dict:
     }
 
 
+def has_uring() -> bool:
+    """Returns whether the kernel serves FUSE over io_uring."""
+    switch = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
+    return switch.exists() and switch.read_text().strip() == "Y"
+
+
 def _cpuinfo(key: str) -> str | None:
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")

@@ -12,7 +12,7 @@ from harness.lab import Lab, Options
 from harness.measure import Failed, Summary
 from harness.row import Row
 
-WHOLE_SECONDS = 20 * 60
+WHOLE_SECONDS = 40 * 60
 DOCUMENTS = ["docs/PERFORMANCE.md", "README.md"]
 
 
@@ -26,10 +26,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="what to measure; everything by default")
     parser.add_argument("--rounds", type=int, help="runs of each variant; by default, each row's own number")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="time for all rows; 20 by default")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="time for all rows; 40 by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, 2 rounds: does it still work?")
     parser.add_argument("--heavy", action="store_true", help="adds sizes of 10 GiB and of a million files")
-    parser.add_argument("--transport", action="append", default=[], help="VOUT_TRANSPORT; repeat to compare")
+    parser.add_argument("--transport", action="append", default=[], help="VOUT_TRANSPORT; repeat to compare; by default, what each row is about")
     parser.add_argument("--disk", default="20G", help="size of the disk in memory; only what is used counts")
     parser.add_argument("--without-peers", action="store_true", help="installs nothing")
     parser.add_argument("--no-build", action="store_true", help="measures the release build that is there")

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from harness import machine
 from harness.lab import Lab
 from harness.measure import Sample
 
@@ -41,7 +42,9 @@ class Row:
     in_order = False
     # Whether a missed bar is a failure: only where the load of the machine does not matter.
     strict = False
-    # How much of a whole run's 20 minutes it may take, set-up included.
+    # Which transports are compared where the command line names none.
+    transports: tuple[str, ...] = ()
+    # How much of a whole run's 40 minutes it may take, set-up included.
     seconds = 60.0
     bars: tuple[Bar, ...] = ()
     # Unit and factor of a metric in tables.
@@ -75,14 +78,12 @@ class Row:
 
     def served(self, name: str) -> list[Variant]:
         """Returns the variants of something that a mount serves: one for each transport."""
-        transports = self.lab.options.transports
-        if not transports:
-            return [Variant(name)]
-        return [Variant(name, transport) for transport in transports]
+        return [Variant(name, transport) for transport in self.per_transport()]
 
     def per_transport(self) -> list[str | None]:
-        """Returns the transports to make projects for."""
-        return list(self.lab.options.transports) or [None]
+        """Returns the transports to make projects for; `None` is the one that vout takes by itself."""
+        own = [transport for transport in self.transports if transport != "uring" or machine.has_uring()]
+        return self.lab.options.transports or own or [None]
 
     def per_peer(self, *names: str) -> list[Variant]:
         """Returns those peers that are installed."""

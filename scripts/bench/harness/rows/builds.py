@@ -12,6 +12,7 @@ from harness.rows.trips import waited_for
 class Build(Row):
     """A command in the bare workspace, in a view, and in a view with its outputs stored."""
 
+    transports = ("dev", "uring")
     fixture = ""
     command: dict[str, list[str]] = {}
     made: tuple[str, ...] = ()

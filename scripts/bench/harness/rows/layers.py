@@ -19,6 +19,8 @@ KINDS = ("layer", "layer, passthrough")
 class Layered(Row):
     """Mounted projects whose `out` is virtual, and the same files beside them."""
 
+    transports = ("uring",)
+
     def prepare(self, count, size_bytes):
         """Makes the source, and a project of each kind and transport with its hit attached."""
         self.source = self.lab.place / "source"

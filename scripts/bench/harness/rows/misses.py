@@ -10,6 +10,7 @@ from harness.row import Bar, Row, Variant
 
 class MissEnd(Row):
     name = "miss-end"
+    transports = ("uring",)
     title = "end of a miss, from the task's last moment to the prompt"
     bars = (
         Bar("vout", 1.0, "tar | zstd -3 -T2", cases=("50000x4096",)),

@@ -44,6 +44,7 @@ def waited_for(report):
 
 class RoundTrips(Row):
     name = "round-trips"
+    transports = ("dev", "uring")
     title = "requests that a program waits for, by operation"
     bars = tuple(
         Bar("view", limit + 0.1, kind="most", metric=metric, cases=(case,))

@@ -14,6 +14,8 @@ from harness.rows.trips import waited_for
 class InView(Row):
     """Commands whose own time counts: making the view and committing its writes are other rows."""
 
+    transports = ("dev", "uring")
+
     def bare(self, name, *options):
         """Makes the directory that the other variants work in, and a project of each transport."""
         self.bare_path = self.lab.place / name
@@ -241,6 +243,7 @@ class Mirrors(Trees):
     """`Trees` and more, with few enough files for libfuse's example, which keeps each open, under a usual limit."""
 
     name = "mirrors"
+    transports = ("uring",)
     title = "8 k small files, beside a mirror that records nothing, over io_uring"
     bars = (
         Bar("view uring", 1.0, "passthrough_hp", cases=("cat",)),
