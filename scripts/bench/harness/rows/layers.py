@@ -177,6 +177,38 @@ class ReadAll(Layered):
             subprocess.run(["umount", point], check=True)
 
 
+class Walk(Layered):
+    name = "walk"
+    title = "walking through a layer of 10 k files, freshly mounted"
+    rounds = 5
+    seconds = 60
+    commands = {
+        "names": ["find", ".", "-type", "f"],
+        "sizes": ["find", ".", "-type", "f", "-size", "+1k"],
+        "ls": ["ls", "-lR", "."],
+        "contents": ["grep", "-r", "no such text", "."],
+    }
+
+    def cases(self):
+        return list(self.commands)
+
+    def variants(self, case):
+        return [Variant("native"), *self.layers()]
+
+    def setup(self, case):
+        self.prepare(1_000 if self.lab.options.quick else 10_000, 1024)
+
+    def before(self, case, variant):
+        if variant.name != "native":
+            self.fresh(variant)
+
+    def measure(self, case, variant):
+        place = self.source if variant.name == "native" else self.of(variant).path / "out"
+        # `grep` tells by its status that it found nothing.
+        command = ["sh", "-c", '"$@" || [ $? = 1 ]', "sh", *self.commands[case]]
+        return timed(command, place, self.lab.env, self.lab.log)
+
+
 class Exec(Layered):
     name = "exec"
     title = "start of an executable of 100 MiB from a layer"
