@@ -55,6 +55,9 @@ pub struct AdapterOptions {
     /// Whether the kernel tells when a file is opened and closed. Where it does not, that costs no request; but
     /// files can neither be passed through nor looked at again when they are opened.
     pub told_of_opens: bool,
+    /// Whether the kernel may have attributes with a listing. What it got that way it does not ask for again, so that a
+    /// listing would look like a use of everything in it where uses are recorded.
+    pub lists_attributes: bool,
 }
 
 impl AdapterOptions {
@@ -68,6 +71,7 @@ impl AdapterOptions {
             serving,
             cache_dirs: true,
             told_of_opens: serving.passthrough,
+            lists_attributes: false,
         }
     }
 
@@ -81,6 +85,7 @@ impl AdapterOptions {
             serving,
             cache_dirs: false,
             told_of_opens: serving.passthrough,
+            lists_attributes: true,
         }
     }
 }
@@ -196,6 +201,8 @@ impl Adapter {
             | InitFlags::CREATE_SUPP_GROUP
             | InitFlags::SETXATTR_EXT;
         flags |= if self.options.cache_dirs { InitFlags::CACHE_SYMLINKS } else { InitFlags::AUTO_INVAL_DATA };
+        // Always: with READDIRPLUS_AUTO, whoever reads all names before the first look gets most of them without.
+        flags.set(InitFlags::DO_READDIRPLUS, self.options.lists_attributes);
         // Without an open the cut comes as a change of size.
         flags.set(InitFlags::ATOMIC_O_TRUNC, self.options.told_of_opens);
         // The kernel grants passthrough only together with a stack depth.

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use fuse_uring::{
-    Errno, FopenFlags, Forget, Handler, Negotiated, OpenOut, Operation, Read, Reply, Request, Setattr,
-    WriteFlags,
+    DirBuffer, Errno, FopenFlags, Forget, Handler, Negotiated, OpenOut, Operation, Read, Reply, Request,
+    Setattr, WriteFlags,
 };
 use vout::fs::{Attr, FileKind, Filesystem, FsError, NewNode, NodeId, OpenFile, OpenFlags};
 
@@ -23,6 +23,9 @@ use crate::terminal;
 
 /// Longer than it takes from a removal until the kernel forgets what was removed.
 const FORGETS_TAKE: Duration = Duration::from_millis(5);
+
+/// Entries of every listing before the names in it.
+const DOTS: u64 = 2;
 
 /// What a listing shows for an object without a number: zero would hide the name.
 const UNKNOWN_INO: u64 = 0xffff_ffff;
@@ -89,7 +92,7 @@ impl Adapter {
                 self.sync(request, reply);
             }
             Operation::Opendir { .. } => reply.open(&self.open_dir(request)),
-            Operation::Readdir(read) => self.read_dir(request, &read, reply),
+            Operation::Readdir(read) | Operation::Readdirplus(read) => self.read_dir(request, &read, reply),
             Operation::Releasedir(release) => {
                 self.dirs.remove(release.handle);
                 reply.empty();
@@ -117,15 +120,19 @@ impl Adapter {
     }
 
     fn lookup(&self, request: &Request<'_>, name: &OsStr, reply: Reply<'_>) {
-        let parent = NodeId(request.node());
-        let answer = self.hand_out(|| match self.terminal_stream(parent, name) {
-            Some(stream) => Ok(terminal::attr_of(stream)),
-            None => self.core(request).lookup(parent, name),
-        });
-        match (answer, self.options.negative_ttl) {
+        match (self.look_up(request, name), self.options.negative_ttl) {
             (Err(FsError::NotFound), Some(ttl)) => reply.entry(&no_entry(ttl)),
             (answer, _) => self.reply_entry(reply, answer),
         }
+    }
+
+    /// Looks a name up in the directory that a request is about, and counts the reference.
+    fn look_up(&self, request: &Request<'_>, name: &OsStr) -> Result<Attr, FsError> {
+        let parent = NodeId(request.node());
+        self.hand_out(|| match self.terminal_stream(parent, name) {
+            Some(stream) => Ok(terminal::attr_of(stream)),
+            None => self.core(request).lookup(parent, name),
+        })
     }
 
     fn attr(&self, request: &Request<'_>) -> Result<Attr, FsError> {
@@ -275,17 +282,34 @@ impl Adapter {
         };
         let (dir, above) = (request.node(), core.parent(NodeId(request.node())));
         let dots = [(dir, "."), (above.0, "..")].map(|(ino, name)| (ino, FileKind::Dir, OsStr::new(name)));
-        let names = names.iter().map(|entry| (entry.ino, entry.kind, entry.name.as_os_str()));
+        let names = names.iter().map(|entry| (entry.ino, entry.kind, &*entry.name));
         // A position names the entry before it; positions index the snapshot.
         let skipped = usize::try_from(read.offset).unwrap_or(usize::MAX);
         reply.directory(|buffer| {
             for (position, (ino, kind, name)) in (1..).zip(dots.into_iter().chain(names)).skip(skipped) {
                 let ino = if ino == 0 { UNKNOWN_INO } else { ino };
-                if buffer.add(ino, position, entry_kind(kind), name) {
+                // The kernel knows the directory and the one above it.
+                let with_attributes = buffer.wants_attributes() && position > DOTS;
+                let is_full = match with_attributes.then(|| self.look_up(request, name)) {
+                    Some(Ok(attr)) => self.list(buffer, &attr, position, name),
+                    // It went meanwhile, or cannot be looked up: whoever needs it will hear of that.
+                    Some(Err(_)) | None => buffer.add(ino, position, entry_kind(kind), name),
+                };
+                if is_full {
                     break;
                 }
             }
         });
+    }
+
+    /// Adds a name that was looked up to a listing, and tells whether there was no room for it.
+    fn list(&self, buffer: &mut DirBuffer<'_>, attr: &Attr, position: u64, name: &OsStr) -> bool {
+        let entry = entry_out(attr, self.entry_ttl(attr), self.attr_ttl(attr));
+        let is_full = buffer.add_plus(&entry, position, entry_kind(attr.kind), name);
+        if is_full {
+            self.forgotten(attr.node, 1);
+        }
+        is_full
     }
 
     /// Makes something durable. That waits for a disk, and the serving thread must not wait with it.

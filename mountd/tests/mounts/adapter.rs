@@ -5,13 +5,14 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RawDir, RenameFlags, renameat_with};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
+use rustix::time::Timespec;
 use vout_mountd::adapter::AdapterOptions;
 
-use crate::support::{Counts, MemoryFs, Mounted, names, serving};
+use crate::support::{Counts, MemoryFs, Mounted, PATIENCE, names, serving};
 
 fn errno(result: io::Result<impl Sized>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
@@ -109,6 +110,56 @@ fn the_live_mount_asks_again_for_all_but_what_holds() -> io::Result<()> {
         assert_eq!(Counts::get(&mounted.counts().lookups) - before, lookups, "{name}");
     }
     assert_eq!(Counts::get(&mounted.counts().opens), 2, "without passthrough, when they were first read");
+    Ok(())
+}
+
+/// Returns a mount of so many files, each of which has as many bytes as its name says.
+fn many_files(count: usize, options: AdapterOptions) -> io::Result<Mounted> {
+    let file = |fs: MemoryFs, n: usize| fs.with_file(&format!("file with a long name {n:04}"), &vec![0; n]);
+    Mounted::new((0..count).fold(MemoryFs::new(false), file), options)
+}
+
+fn requests_of(mounted: &Mounted, name: &str) -> u64 {
+    mounted.session.report().requests.get(name).copied().unwrap_or_default()
+}
+
+#[test]
+fn a_listing_of_the_live_mount_brings_attributes() -> io::Result<()> {
+    let mounted = many_files(500, AdapterOptions::live(serving(false)))?;
+    for entry in fs::read_dir(mounted.path(""))? {
+        let entry = entry?;
+        let (name, size) = (entry.file_name(), entry.metadata()?.len());
+        assert!(name.to_str().is_some_and(|name| name.ends_with(&format!("{size:04}"))), "{name:?}: {size}");
+    }
+    assert_eq!(requests_of(&mounted, "Lookup"), 0);
+    assert!(requests_of(&mounted, "Getattr") <= 1, "one is of the directory itself");
+    Ok(())
+}
+
+#[test]
+fn a_listing_of_a_view_looks_nothing_up() -> io::Result<()> {
+    let mounted = many_files(500, AdapterOptions::view(serving(false)))?;
+    assert_eq!(names(&mounted.path(""))?.len(), 500);
+    assert_eq!((Counts::get(&mounted.counts().lookups), requests_of(&mounted, "Readdirplus")), (0, 0));
+    Ok(())
+}
+
+/// Goal: the kernel and we count the same references of what was listed with attributes, also of a name for which
+/// there was no room any more.
+/// Method: what is listed and removed is forgotten, which would not come if a reference were left.
+#[test]
+fn what_was_listed_is_forgotten_once_it_is_removed() -> io::Result<()> {
+    let mounted = many_files(500, AdapterOptions::live(serving(false)))?;
+    for name in names(&mounted.path(""))? {
+        fs::remove_file(mounted.path(&name))?;
+    }
+    let lookups = Counts::get(&mounted.counts().lookups);
+    assert!(lookups > 500, "no buffer was ever full: {lookups}");
+    let (begun, pause) = (Instant::now(), Timespec { tv_sec: 0, tv_nsec: 5_000_000 });
+    while Counts::get(&mounted.counts().forgets) < 500 {
+        assert!(begun.elapsed() < PATIENCE, "{} are forgotten", Counts::get(&mounted.counts().forgets));
+        rustix::event::poll(&mut [], Some(&pause))?;
+    }
     Ok(())
 }
 
