@@ -275,6 +275,9 @@ pub struct FsStats {
     pub name_bytes_max: u32,
 }
 
+/// Looks up names in one directory.
+pub type Lookups<'a> = Box<dyn FnMut(&OsStr) -> Result<Attr, FsError> + 'a>;
+
 /// A tree of files that a mount serves.
 ///
 /// All methods may be called from several threads at once.
@@ -285,6 +288,14 @@ pub trait Filesystem: Send + Sync {
     /// # Errors
     /// [`FsError::NotFound`] where there is no such name; any other [`FsError`].
     fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, FsError>;
+
+    /// Returns what looks up names in `parent` one after the other, each as [`lookup`](Self::lookup) does.
+    ///
+    /// # Limitations
+    /// A directory that is renamed meanwhile may be looked into where it went: not to be kept for long.
+    fn lookups(&self, parent: NodeId) -> Lookups<'_> {
+        Box::new(move |name| self.lookup(parent, name))
+    }
 
     /// Tells that nobody refers to `node` any more: as often as it was handed out by `lookup` or a
     /// method that creates, it has been forgotten.

@@ -215,7 +215,7 @@ impl Plan {
 
 /// Splits what is to be restored, in the order of the archive, into parts for threads: each has files of one directory
 /// alone, and none is empty.
-pub fn parts<T>(all: &[T], record: impl Fn(&T) -> &Record) -> Vec<&[T]> {
+pub(crate) fn parts<T>(all: &[T], record: impl Fn(&T) -> &Record) -> Vec<&[T]> {
     let mut parts = Vec::new();
     for mut same_dir in all.chunk_by(|a, b| record(a).path.parent() == record(b).path.parent()) {
         while !same_dir.is_empty() {

@@ -11,10 +11,11 @@ use rustix::io::Errno;
 use super::nodes::{Key, Nodes};
 use super::{KnownName, Live, OnDrop};
 use crate::archive::RecordKind;
+use crate::base::Nearby;
 use crate::change::kill_set_id;
 use crate::fs::{
-    Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, Holds, NewNode, NodeId,
-    OpenFile, OpenFlags, RenameFlags, SetTime, XattrMode,
+    Attr, AttrChanges, Caller, DirEntry, FileKind, Filesystem, FsError, FsStats, Holds, Lookups, NewNode,
+    NodeId, OpenFile, OpenFlags, RenameFlags, SetTime, XattrMode,
 };
 use crate::path::RelPath;
 use crate::tree::{Found, Listed, Perspective};
@@ -144,14 +145,13 @@ impl Live {
         }
         Ok(())
     }
-}
 
-impl Filesystem for Live {
-    fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, FsError> {
+    /// Returns what is in `parent` under `name`, and counts the reference.
+    fn look_up(&self, parent: NodeId, name: &OsStr, near: &mut Nearby<'_>) -> Result<Attr, FsError> {
         let (attr, changed) = {
             let nodes = &mut *self.lock();
             let path = nodes.child_path(parent, name)?;
-            let Some(found) = self.find(&path)? else {
+            let Some(found) = self.tree().find_near(&path, Perspective::ALL, near)? else {
                 nodes.unname(parent, name);
                 return Err(FsError::NotFound);
             };
@@ -173,6 +173,17 @@ impl Filesystem for Live {
             self.tell_changed(attr.node);
         }
         Ok(attr)
+    }
+}
+
+impl Filesystem for Live {
+    fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, FsError> {
+        self.look_up(parent, name, &mut Nearby::new(self.tree().base()))
+    }
+
+    fn lookups(&self, parent: NodeId) -> Lookups<'_> {
+        let mut near = Nearby::new(self.tree().base());
+        Box::new(move |name| self.look_up(parent, name, &mut near))
     }
 
     fn forget(&self, node: NodeId) {

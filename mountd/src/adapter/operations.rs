@@ -120,19 +120,15 @@ impl Adapter {
     }
 
     fn lookup(&self, request: &Request<'_>, name: &OsStr, reply: Reply<'_>) {
-        match (self.look_up(request, name), self.options.negative_ttl) {
+        let parent = NodeId(request.node());
+        let answer = self.hand_out(|| match self.terminal_stream(parent, name) {
+            Some(stream) => Ok(terminal::attr_of(stream)),
+            None => self.core(request).lookup(parent, name),
+        });
+        match (answer, self.options.negative_ttl) {
             (Err(FsError::NotFound), Some(ttl)) => reply.entry(&no_entry(ttl)),
             (answer, _) => self.reply_entry(reply, answer),
         }
-    }
-
-    /// Looks a name up in the directory that a request is about, and counts the reference.
-    fn look_up(&self, request: &Request<'_>, name: &OsStr) -> Result<Attr, FsError> {
-        let parent = NodeId(request.node());
-        self.hand_out(|| match self.terminal_stream(parent, name) {
-            Some(stream) => Ok(terminal::attr_of(stream)),
-            None => self.core(request).lookup(parent, name),
-        })
     }
 
     fn attr(&self, request: &Request<'_>) -> Result<Attr, FsError> {
@@ -285,12 +281,13 @@ impl Adapter {
         let names = names.iter().map(|entry| (entry.ino, entry.kind, &*entry.name));
         // A position names the entry before it; positions index the snapshot.
         let skipped = usize::try_from(read.offset).unwrap_or(usize::MAX);
+        let mut look_up = core.lookups(NodeId(request.node()));
         reply.directory(|buffer| {
             for (position, (ino, kind, name)) in (1..).zip(dots.into_iter().chain(names)).skip(skipped) {
                 let ino = if ino == 0 { UNKNOWN_INO } else { ino };
                 // The kernel knows the directory and the one above it.
                 let with_attributes = buffer.wants_attributes() && position > DOTS;
-                let is_full = match with_attributes.then(|| self.look_up(request, name)) {
+                let is_full = match with_attributes.then(|| self.hand_out(|| look_up(name))) {
                     Some(Ok(attr)) => self.list(buffer, &attr, position, name),
                     // It went meanwhile, or cannot be looked up: whoever needs it will hear of that.
                     Some(Err(_)) | None => buffer.add(ino, position, entry_kind(kind), name),
