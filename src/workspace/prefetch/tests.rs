@@ -12,7 +12,7 @@ use crate::workspace::{Begun, LiveTree, Workspace};
 
 /// Two of them fill a frame.
 const SMALL_BYTES: u64 = 120_000;
-const LARGE_BYTES: u64 = 3_000_000;
+const LARGE_BYTES: u64 = 700_000;
 const SMALL: u64 = 20;
 /// More than the table of contents and what follows it.
 const TABLE_BYTES: u64 = 20_000;
