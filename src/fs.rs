@@ -595,8 +595,11 @@ pub trait Invalidator: Send + Sync {
     /// The name may now mean something else, or nothing.
     fn entry_changed(&self, parent: NodeId, name: &OsStr);
 
-    /// Attributes and content of the node may be different now. Whoever holds it open opens it anew.
+    /// The node may be another object now. Whoever holds it open opens it anew.
     fn node_changed(&self, node: NodeId);
+
+    /// Attributes and content of the node may be different now. Whoever holds it open has what changed.
+    fn content_changed(&self, node: NodeId);
 
     /// The name may come to mean something else without anybody being told from now on; it does not yet.
     fn name_expires(&self, parent: NodeId, name: &OsStr);

@@ -143,7 +143,7 @@ impl Live {
     /// Tells that the content of a node is to be read again.
     fn tell_changed(&self, id: NodeId) {
         if let Some(invalidator) = &self.invalidator {
-            invalidator.node_changed(id);
+            invalidator.content_changed(id);
         }
     }
 

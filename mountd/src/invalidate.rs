@@ -32,6 +32,7 @@ enum Notice {
         name: OsString,
     },
     Node(NodeId),
+    Content(NodeId),
     /// A name that is to be asked for again, and not dropped.
     Expired {
         parent: NodeId,
@@ -111,6 +112,10 @@ impl Invalidator for KernelInvalidator {
         self.post(Notice::Node(node));
     }
 
+    fn content_changed(&self, node: NodeId) {
+        self.post(Notice::Content(node));
+    }
+
     fn name_expires(&self, parent: NodeId, name: &OsStr) {
         self.post(Notice::Expired { parent, name: name.to_owned() });
     }
@@ -150,7 +155,11 @@ fn run(notices: &Receiver<Notice>) {
             }
             // Without a session the kernel has cached nothing.
             (
-                Notice::Entry { .. } | Notice::Node(_) | Notice::Expired { .. } | Notice::Attributes(_),
+                Notice::Entry { .. }
+                | Notice::Node(_)
+                | Notice::Content(_)
+                | Notice::Expired { .. }
+                | Notice::Attributes(_),
                 None,
             )
             | (Notice::News(_), _) => Ok(()),
@@ -159,6 +168,7 @@ fn run(notices: &Receiver<Notice>) {
                 notifier.expire_entry(parent.0, &name)
             }
             (Notice::Attributes(node), Some((notifier, ..))) => notifier.inval_inode(node.0, -1, 0),
+            (Notice::Content(node), Some((notifier, ..))) => notifier.inval_inode(node.0, 0, 0),
             (Notice::Node(node), Some((notifier, unopened, _))) => {
                 unopened.forget(node);
                 notifier.inval_inode(node.0, 0, 0)

@@ -245,8 +245,8 @@ impl Change {
                 let found = self.live.find(&watched.path).ok().flatten();
                 found.is_some_and(|found| nodes.rebind(watched.id, &watched.path, &found))
             };
-            if rebound {
-                self.live.tell_changed(watched.id);
+            if rebound && let Some(invalidator) = &self.live.invalidator {
+                invalidator.node_changed(watched.id);
             }
         }
     }

@@ -48,6 +48,8 @@ impl Invalidator for Outdated {
 
     fn node_changed(&self, _node: NodeId) {}
 
+    fn content_changed(&self, _node: NodeId) {}
+
     fn name_expires(&self, _parent: NodeId, _name: &OsStr) {}
 
     fn attributes_changed(&self, _node: NodeId) {}

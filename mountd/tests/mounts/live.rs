@@ -11,7 +11,7 @@ use vout_mountd::invalidate::KernelInvalidator;
 use vout_mountd::live::{LiveError, LiveMount, MountPlace, clear_dead};
 use vout_mountd::session::SessionEnd;
 
-use crate::support::{MemoryFs, PATIENCE, serving};
+use crate::support::{Counts, MemoryFs, PATIENCE, serving};
 
 type TestResult = Result<(), Box<dyn std::error::Error>>;
 
@@ -113,6 +113,31 @@ fn announced_changes_show_at_once() -> TestResult {
     fixture.invalidator.flush();
     assert_eq!(fs::read(&a)?, b"new");
     assert!(b.exists());
+    Ok(())
+}
+
+/// Goal: what the kernel has open without our knowledge stays what it was where only its content changed, and becomes
+/// what is there where it is another object.
+/// Method: both drop what the kernel has cached; the second has the core open the file again.
+#[test]
+fn a_changed_content_is_read_through_what_is_open() -> TestResult {
+    let dir = tempfile::tempdir()?;
+    let fs = MemoryFs::new(false).with_file("a", b"old");
+    let fixture = mount(dir.path(), fs, AdapterOptions::live(serving(false)))?;
+    let path = dir.path().join("a");
+    assert_eq!(fs::read(&path)?, b"old");
+    let node = fixture.fs.lookup(NodeId::ROOT, "a".as_ref())?.node;
+    for (content, opens) in [(b"new", 0), (b"own", 1)] {
+        fixture.fs.open(node, vout::fs::OpenFlags::WRITE)?.write_at(content, 0)?;
+        let before = Counts::get(&fixture.fs.counts().opens);
+        match opens {
+            0 => fixture.invalidator.content_changed(node),
+            _ => fixture.invalidator.node_changed(node),
+        }
+        fixture.invalidator.flush();
+        assert_eq!(fs::read(&path)?, content);
+        assert_eq!(Counts::get(&fixture.fs.counts().opens) - before, opens);
+    }
     Ok(())
 }
 

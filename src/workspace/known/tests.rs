@@ -21,6 +21,7 @@ struct Nobody;
 impl Invalidator for Nobody {
     fn entry_changed(&self, _: NodeId, _: &OsStr) {}
     fn node_changed(&self, _: NodeId) {}
+    fn content_changed(&self, _: NodeId) {}
     fn attributes_changed(&self, _: NodeId) {}
     fn name_expires(&self, _: NodeId, _: &OsStr) {}
     fn news(&self, _: Box<dyn crate::watch::News>) {}

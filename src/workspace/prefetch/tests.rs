@@ -22,6 +22,7 @@ struct Nobody;
 impl Invalidator for Nobody {
     fn entry_changed(&self, _: NodeId, _: &OsStr) {}
     fn node_changed(&self, _: NodeId) {}
+    fn content_changed(&self, _: NodeId) {}
     fn name_expires(&self, _: NodeId, _: &OsStr) {}
     fn attributes_changed(&self, _: NodeId) {}
     fn news(&self, _: Box<dyn News>) {}
