@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fuse_uring::{Config, Errno, InitFlags, Request, RingChoice};
+use fuse_uring::{Config, EntryOut, Errno, InitFlags, Request, RingChoice};
 use vout::fs::{Attr, Caller, Filesystem, FsError, Holds, NodeId};
 use vout::report::Stream;
 use vout::serving::{Serving, Transport};
 
+use self::convert::entry_out;
 use self::counts::RequestCounts;
 use self::files::{DirSlot, FileSlot};
 use self::tables::{Backings, Executed, Handles, Lookups};
@@ -262,6 +263,11 @@ impl Adapter {
             Holds::Nothing | Holds::Attributes => self.options.entry_ttl,
             Holds::Name => FOREVER,
         }
+    }
+
+    /// Returns the answer that leads a name to `attr`.
+    fn entry(&self, attr: &Attr) -> EntryOut {
+        entry_out(attr, self.entry_ttl(attr), self.attr_ttl(attr))
     }
 
     fn ended(&self, end: &SessionEnd) {

@@ -13,8 +13,8 @@ use fuse_uring::{
 use vout::fs::{Attr, FileKind, Filesystem, FsError, NewNode, NodeId, OpenFile, OpenFlags};
 
 use super::convert::{
-    MODE_BITS, attr_changes, attr_out, entry_kind, entry_out, kind_of_mode, no_entry, rename_flags,
-    statfs_out, xattr_mode,
+    MODE_BITS, attr_changes, attr_out, entry_kind, kind_of_mode, no_entry, rename_flags, statfs_out,
+    xattr_mode,
 };
 use super::files::{Access, DirSlot, NO_HANDLE, NewFile, seek, write};
 use super::{Adapter, caller_of, number_of};
@@ -192,8 +192,7 @@ impl Adapter {
         };
         match self.create_file(request, &new) {
             Ok((attr, opened)) => {
-                let entry = entry_out(&attr, self.entry_ttl(&attr), self.attr_ttl(&attr));
-                reply.created(&entry, &opened);
+                reply.created(&self.entry(&attr), &opened);
             }
             Err(error) => reply.error(number_of(&error)),
         }
@@ -276,18 +275,19 @@ impl Adapter {
             Ok(names) => names,
             Err(error) => return reply.error(number_of(&error)),
         };
-        let (dir, above) = (request.node(), core.parent(NodeId(request.node())));
-        let dots = [(dir, "."), (above.0, "..")].map(|(ino, name)| (ino, FileKind::Dir, OsStr::new(name)));
+        let dir = NodeId(request.node());
+        let dots = [(dir, "."), (core.parent(dir), "..")]
+            .map(|(node, name)| (node.0, FileKind::Dir, OsStr::new(name)));
         let names = names.iter().map(|entry| (entry.ino, entry.kind, &*entry.name));
         // A position names the entry before it; positions index the snapshot.
         let skipped = usize::try_from(read.offset).unwrap_or(usize::MAX);
-        let mut look_up = core.lookups(NodeId(request.node()));
         reply.directory(|buffer| {
+            let mut look_up = buffer.wants_attributes().then(|| core.lookups(dir));
             for (position, (ino, kind, name)) in (1..).zip(dots.into_iter().chain(names)).skip(skipped) {
                 let ino = if ino == 0 { UNKNOWN_INO } else { ino };
                 // The kernel knows the directory and the one above it.
-                let with_attributes = buffer.wants_attributes() && position > DOTS;
-                let is_full = match with_attributes.then(|| self.hand_out(|| look_up(name))) {
+                let look_up = look_up.as_mut().filter(|_| position > DOTS);
+                let is_full = match look_up.map(|look_up| self.hand_out(|| look_up(name))) {
                     Some(Ok(attr)) => self.list(buffer, &attr, position, name),
                     // It went meanwhile, or cannot be looked up: whoever needs it will hear of that.
                     Some(Err(_)) | None => buffer.add(ino, position, entry_kind(kind), name),
@@ -301,8 +301,7 @@ impl Adapter {
 
     /// Adds a name that was looked up to a listing, and tells whether there was no room for it.
     fn list(&self, buffer: &mut DirBuffer<'_>, attr: &Attr, position: u64, name: &OsStr) -> bool {
-        let entry = entry_out(attr, self.entry_ttl(attr), self.attr_ttl(attr));
-        let is_full = buffer.add_plus(&entry, position, entry_kind(attr.kind), name);
+        let is_full = buffer.add_plus(&self.entry(attr), position, entry_kind(attr.kind), name);
         if is_full {
             self.forgotten(attr.node, 1);
         }
@@ -390,7 +389,7 @@ impl Adapter {
     fn reply_entry(&self, reply: Reply<'_>, answer: Result<Attr, FsError>) {
         match answer {
             Ok(attr) => {
-                reply.entry(&entry_out(&attr, self.entry_ttl(&attr), self.attr_ttl(&attr)));
+                reply.entry(&self.entry(&attr));
             }
             Err(error) => reply.error(number_of(&error)),
         }
