@@ -5,14 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{CWD, RawDir, RenameFlags, renameat_with};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
-use rustix::time::Timespec;
 use vout_mountd::adapter::AdapterOptions;
 
-use crate::support::{Counts, MemoryFs, Mounted, PATIENCE, names, serving};
+use crate::support::{Counts, MemoryFs, Mounted, names, poll_until, serving};
 
 fn errno(result: io::Result<impl Sized>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
@@ -155,12 +154,7 @@ fn what_was_listed_is_forgotten_once_it_is_removed() -> io::Result<()> {
     }
     let lookups = Counts::get(&mounted.counts().lookups);
     assert!(lookups > 500, "no buffer was ever full: {lookups}");
-    let (begun, pause) = (Instant::now(), Timespec { tv_sec: 0, tv_nsec: 5_000_000 });
-    while Counts::get(&mounted.counts().forgets) < 500 {
-        assert!(begun.elapsed() < PATIENCE, "{} are forgotten", Counts::get(&mounted.counts().forgets));
-        rustix::event::poll(&mut [], Some(&pause))?;
-    }
-    Ok(())
+    poll_until("all are forgotten", || Ok(Counts::get(&mounted.counts().forgets) >= 500))
 }
 
 #[test]

@@ -116,8 +116,8 @@ fn announced_changes_show_at_once() -> TestResult {
     Ok(())
 }
 
-/// Goal: what the kernel has open without our knowledge stays what it was where only its content changed, and becomes
-/// what is there where it is another object.
+/// Goal: what the kernel has open without our knowledge stays open where only its content changed, and is opened anew
+/// where it is another object.
 /// Method: both drop what the kernel has cached; the second has the core open the file again.
 #[test]
 fn a_changed_content_is_read_through_what_is_open() -> TestResult {
@@ -127,13 +127,13 @@ fn a_changed_content_is_read_through_what_is_open() -> TestResult {
     let path = dir.path().join("a");
     assert_eq!(fs::read(&path)?, b"old");
     let node = fixture.fs.lookup(NodeId::ROOT, "a".as_ref())?.node;
-    for (content, opens) in [(b"new", 0), (b"own", 1)] {
+    type Tell = fn(&KernelInvalidator, NodeId);
+    let tells: [(_, Tell, _); 2] =
+        [(b"new", Invalidator::content_changed, 0), (b"own", Invalidator::node_changed, 1)];
+    for (content, tell, opens) in tells {
         fixture.fs.open(node, vout::fs::OpenFlags::WRITE)?.write_at(content, 0)?;
         let before = Counts::get(&fixture.fs.counts().opens);
-        match opens {
-            0 => fixture.invalidator.content_changed(node),
-            _ => fixture.invalidator.node_changed(node),
-        }
+        tell(&fixture.invalidator, node);
         fixture.invalidator.flush();
         assert_eq!(fs::read(&path)?, content);
         assert_eq!(Counts::get(&fixture.fs.counts().opens) - before, opens);

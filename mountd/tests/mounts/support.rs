@@ -10,10 +10,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::time::Timespec;
 use tempfile::TempDir;
 use vout::report::Chunk;
 use vout::serving::{Serving, Transport};
@@ -25,6 +27,9 @@ pub(crate) use self::memory::{Counts, MemoryFs};
 
 /// Far more than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Between two looks for something to happen.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// A file system mounted in the test's own namespace, unmounted when dropped.
 pub(crate) struct Mounted {
@@ -131,21 +136,26 @@ impl Drop for ViewScript {
     }
 }
 
+/// Waits until `holds` says so.
+pub(crate) fn poll_until(what: &str, mut holds: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    let begun = Instant::now();
+    while !holds()? {
+        if begun.elapsed() > PATIENCE {
+            return Err(io::Error::other(format!("in vain: {what}")));
+        }
+        rustix::event::poll(&mut [], Some(&PAUSE))?;
+    }
+    Ok(())
+}
+
 /// Serves a descriptor that another process is about to mount.
 fn serve_when_mounted(device: OwnedFd, adapter: Adapter) -> io::Result<Session> {
-    let begun = std::time::Instant::now();
-    loop {
-        let mut polled = [rustix::event::PollFd::new(&device, rustix::event::PollFlags::IN)];
-        let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
-        rustix::event::poll(&mut polled, Some(&pause))?;
-        if polled[0].revents().contains(rustix::event::PollFlags::IN) {
-            return Session::serve(device, adapter, |_| ()).map_err(io::Error::other);
-        }
-        if begun.elapsed() > PATIENCE {
-            return Err(io::Error::other("nobody mounted the descriptor"));
-        }
-        rustix::event::poll(&mut [], Some(&pause))?;
-    }
+    poll_until("somebody mounts the descriptor", || {
+        let mut polled = [PollFd::new(&device, PollFlags::IN)];
+        rustix::event::poll(&mut polled, Some(&PAUSE))?;
+        Ok(polled[0].revents().contains(PollFlags::IN))
+    })?;
+    Session::serve(device, adapter, |_| ()).map_err(io::Error::other)
 }
 
 /// Keeps what a terminal shows.
