@@ -51,6 +51,10 @@ class Layered(Row):
         kind = max((kind for kind in KINDS if variant.name.startswith(kind)), key=len)
         return self.project[kind, variant.transport]
 
+    def place_of(self, variant):
+        """Returns where the files of a variant are."""
+        return self.source if variant.name == "native" else self.of(variant).path / "out"
+
     def fresh(self, variant):
         """Attaches the layer anew, so that nothing of it is in any cache, or in the store but its archive."""
         project = self.of(variant)
@@ -203,10 +207,9 @@ class Walk(Layered):
             self.fresh(variant)
 
     def measure(self, case, variant):
-        place = self.source if variant.name == "native" else self.of(variant).path / "out"
         # `grep` tells by its status that it found nothing.
         command = ["sh", "-c", '"$@" || [ $? = 1 ]', "sh", *self.commands[case]]
-        return timed(command, place, self.lab.env, self.lab.log)
+        return timed(command, self.place_of(variant), self.lab.env, self.lab.log)
 
 
 class Exec(Layered):
@@ -242,5 +245,4 @@ class Exec(Layered):
             self.prefetched(variant)
 
     def measure(self, case, variant):
-        place = self.source if variant.name == "native" else self.of(variant).path / "out"
-        return timed([place / "large"], "/", self.lab.env, self.lab.log)
+        return timed([self.place_of(variant) / "large"], "/", self.lab.env, self.lab.log)
