@@ -82,6 +82,9 @@ pub fn not_stored(reason: &NotStored) -> String {
         NotStored::TerminalTooLarge(limit_bytes) => {
             format!("the terminal output is larger than {limit_bytes} bytes")
         }
+        NotStored::Incomplete(problem) => {
+            format!("what it depends on is not known in full: {}", plain(problem))
+        }
     }
 }
 
@@ -221,6 +224,10 @@ mod tests {
             ),
             (NotStored::Storage("disk full".into()), "it could not be written to the store: disk full"),
             (NotStored::TerminalTooLarge(1024), "the terminal output is larger than 1024 bytes"),
+            (
+                NotStored::Incomplete("too many paths".into()),
+                "what it depends on is not known in full: too many paths",
+            ),
         ] {
             assert_eq!(not_stored(&given), expected);
         }

@@ -124,6 +124,8 @@ pub enum NotStored {
     Storage(String),
     /// The terminal output exceeded the limit, in bytes.
     TerminalTooLarge(u64),
+    /// There was more to remember of what the task depends on than is kept.
+    Incomplete(String),
 }
 
 /// A hit.

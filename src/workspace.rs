@@ -10,6 +10,7 @@
 //! | `run`, `finish`, `outputs` | a run from its view to its entry and its commit |
 //! | `ahead` | packs outputs while their task still runs |
 //! | `prefetch` | decompresses what will be read, while the machine is idle |
+//! | `commits` | what is committed while others run |
 //! | `unfinished` | commits that stopped half-way |
 //! | `mounts` | what changes when a live mount comes and goes; recovery |
 //! | `admin` | what people ask about the cache |
@@ -20,6 +21,7 @@
 
 mod admin;
 mod ahead;
+mod commits;
 mod finish;
 mod hit;
 mod known;
@@ -34,7 +36,7 @@ mod run;
 mod tests;
 mod unfinished;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -46,6 +48,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use uuid::Uuid;
 
+use self::commits::CommitLog;
 use self::known::Known;
 use self::prefetch::Prefetcher;
 pub use self::run::Run;
@@ -69,9 +72,6 @@ use crate::store::{Store, StoreError, SweepError};
 use crate::task::TaskSpec;
 use crate::touched::{Moment, Touched};
 use crate::tree::{Layer, Tree};
-
-/// Commits remembered to find hazards; more than can overlap with a run that is still recorded in time.
-const COMMITS_MAX: usize = 10_000;
 
 /// How to open a [`Workspace`].
 #[derive(Debug)]
@@ -127,7 +127,7 @@ pub struct Workspace {
     committing: Mutex<()>,
     /// Commits whose journals are published and not carried out in full; only changed under `committing`.
     unfinished: Mutex<Vec<Unfinished>>,
-    commits: Mutex<Commits>,
+    commits: Arc<CommitLog>,
     /// Tasks whose outputs were all in place at a moment.
     in_place: Mutex<HashMap<TaskId, InPlace>>,
     /// Tasks that are being looked up or run for the cache.
@@ -151,19 +151,6 @@ pub struct LiveTree {
     pub filesystem: Arc<dyn Filesystem>,
     /// To the process that tells watchers what happened.
     pub announcer: Arc<dyn Filesystem>,
-}
-
-#[derive(Default)]
-struct Commits {
-    next: u64,
-    recent: VecDeque<Arc<Committed>>,
-}
-
-/// What a task committed.
-struct Committed {
-    number: u64,
-    task_name: String,
-    paths: Vec<RelPathBuf>,
 }
 
 #[derive(Clone, Copy)]

@@ -140,7 +140,7 @@ impl Workspace {
         ending: &Ending<'_>,
         report: &mut FinishReport,
     ) -> Result<(), WorkspaceError> {
-        let seen = self.commit_number();
+        let seen = self.commits.next();
         let mut changed = self.changed(run)?;
         let prepared = match self.refusal(run, ending) {
             Some(reason) => Err(reason),
@@ -148,7 +148,7 @@ impl Workspace {
         };
         // One run is stored and committed at a time: both must fit together, and to what is there.
         let committing = self.committing()?;
-        if self.commit_number() != seen {
+        if self.commits.next() != seen {
             if let Some(claim) = forgo("read a claim", self.index.claim(self.id, run.asked.owner)) {
                 run.asked.claimed = self.open_claim(claim.as_ref());
                 run.asked.claim = claim;
@@ -195,7 +195,7 @@ impl Workspace {
         } else if terminal_bytes > TERMINAL_BYTES_MAX {
             Some(NotStored::TerminalTooLarge(terminal_bytes))
         } else if run.view.with_recording(|recording| recording.overflowed()) {
-            Some(NotStored::SessionDied("the task looked at too many paths to record".into()))
+            Some(NotStored::Incomplete("the task looked at too many paths to record".into()))
         } else {
             None
         }
@@ -215,7 +215,11 @@ impl Workspace {
     /// Returns what another task committed during the run although this one had looked at it.
     fn hazard(&self, run: &Run) -> Option<NotStored> {
         let filter = &run.asked.input;
-        self.commits_since(run.started).into_iter().find_map(|commit| {
+        let Some(commits) = run.meanwhile.commits() else {
+            let problem = "other tasks wrote too many paths meanwhile to compare them";
+            return Some(NotStored::Incomplete(problem.into()));
+        };
+        commits.into_iter().find_map(|commit| {
             let path = run.view.with_recording(|recording| {
                 let looked_at = |path: &&RelPathBuf| !filter.excludes(path) && recording.depends_on(path);
                 commit.paths.iter().find(looked_at).cloned()

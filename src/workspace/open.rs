@@ -77,7 +77,7 @@ impl Workspace {
             lookups: AtomicUsize::default(),
             committing: Mutex::default(),
             unfinished: Mutex::default(),
-            commits: Mutex::default(),
+            commits: Arc::default(),
             in_place: Mutex::default(),
             running: Mutex::default(),
             idle: Condvar::new(),

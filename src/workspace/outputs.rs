@@ -41,9 +41,9 @@ enum What<'a> {
     /// A run deleted it.
     Deleted,
     /// An earlier run left it in the base.
-    Real(BaseStat),
+    Real(Box<BaseStat>),
     /// It is in the task's layer.
-    Virtual(Arc<Layer>, Record),
+    Virtual(Arc<Layer>, Box<Record>),
 }
 
 impl Output<'_> {
@@ -129,7 +129,7 @@ fn earlier<'a>(
         let what = |record: Record, found| match (&record.kind, found) {
             (RecordKind::Absent, None) => Some((record.path, What::Deleted)),
             (_, Some(Found::Base(stat))) if still_describes(&record, record.mtime, &stat) => {
-                Some((record.path, What::Real(stat)))
+                Some((record.path, What::Real(Box::new(stat))))
             }
             _ => None,
         };
@@ -139,10 +139,10 @@ fn earlier<'a>(
         let what = |record: Record, found| match found {
             None if matches!(record.kind, RecordKind::Absent) => Some((record.path, What::Deleted)),
             Some(Found::Virtual(top, _)) if Arc::ptr_eq(&top, &layer) => {
-                Some((record.path.clone(), What::Virtual(Arc::clone(&layer), record)))
+                Some((record.path.clone(), What::Virtual(Arc::clone(&layer), Box::new(record))))
             }
             Some(Found::Base(stat)) if still_describes(&record, layer.mtime(&record), &stat) => {
-                Some((record.path, What::Real(stat)))
+                Some((record.path, What::Real(Box::new(stat))))
             }
             _ => None,
         };
@@ -234,7 +234,7 @@ impl Workspace {
     fn item(
         &self,
         output: &Output<'_>,
-        staged: Option<Staged>,
+        staged: Option<Staged<'_>>,
         view: &View,
         names: &mut FirstNames,
     ) -> Result<Item, NotStored> {
@@ -263,7 +263,7 @@ impl Workspace {
             }
             What::Real(stat) => {
                 let id = FileId::Real(stat.identity.dev, stat.identity.ino);
-                self.found_item(path, Some(Found::Base(*stat)), names.first(id, path))?
+                self.found_item(path, Some(Found::Base(**stat)), names.first(id, path))?
             }
             What::Virtual(layer, record) => {
                 let first_name = match &record.kind {
@@ -271,7 +271,7 @@ impl Workspace {
                     _ => path.clone().into_owned(),
                 };
                 let id = FileId::Virtual(layer.archive_id(), first_name);
-                let found = Some(Found::Virtual(Arc::clone(layer), record.clone()));
+                let found = Some(Found::Virtual(Arc::clone(layer), (**record).clone()));
                 self.found_item(path, found, names.first(id, path))?
             }
         };
@@ -348,8 +348,8 @@ fn file_source(linked: Option<RelPathBuf>, open: impl FnOnce() -> Box<dyn FileSo
 }
 
 /// A blob of the staging directory.
-struct Staged {
-    name: RelPathBuf,
+struct Staged<'a> {
+    name: &'a RelPath,
     meta: Meta,
     identity: Identity,
 }
@@ -357,7 +357,7 @@ struct Staged {
 /// Returns what the blobs of outputs are now.
 fn now<'a>(
     outputs: &'a [Output<'_>],
-    staged: &'a [Option<Staged>],
+    staged: &'a [Option<Staged<'_>>],
 ) -> impl Iterator<Item = (NodeId, &'a RelPath, &'a Identity, &'a Meta)> {
     outputs.iter().zip(staged).filter_map(|(output, staged)| {
         let staged = staged.as_ref()?;
@@ -366,7 +366,7 @@ fn now<'a>(
 }
 
 /// Examines the blob of an output that is one.
-fn staged(output: &Output<'_>, view: &View) -> Result<Option<Staged>, NotStored> {
+fn staged<'a>(output: &Output<'a>, view: &View) -> Result<Option<Staged<'a>>, NotStored> {
     let What::Changed(NewObject::File(file)) = &output.what else { return Ok(None) };
     let Content::Blob { path, xattrs } = &file.content else { return Ok(None) };
     let stat = rustix::fs::statat(view.staging(), path.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
@@ -376,12 +376,13 @@ fn staged(output: &Output<'_>, view: &View) -> Result<Option<Staged>, NotStored>
     if *xattrs {
         meta.xattrs = view.blob_xattrs(path).map_err(storage)?;
     }
-    Ok(Some(Staged { name: path.clone(), meta, identity: stat.identity }))
+    Ok(Some(Staged { name: path, meta, identity: stat.identity }))
 }
 
-impl Staged {
+impl Staged<'_> {
     fn item(self, view: &View, linked: Option<RelPathBuf>) -> (Meta, Source) {
-        let Self { name: path, meta, identity } = self;
+        let Self { name, meta, identity } = self;
+        let path = name.to_owned();
         let size_bytes = identity.size_bytes;
         let dir: &Arc<OwnedFd> = view.staging();
         let source = file_source(linked, || Box::new(DiskFile { dir: Arc::clone(dir), path, size_bytes }));

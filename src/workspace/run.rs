@@ -8,8 +8,9 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::ahead::Ahead;
+use super::commits::Following;
 use super::lookup::{Asked, Lookup};
-use super::{Begun, Committed, InPlace, ProgressSink, RunOptions, Workspace, WorkspaceError, chain, lock};
+use super::{Begun, InPlace, ProgressSink, RunOptions, Workspace, WorkspaceError, chain, lock};
 use crate::fs::{Filesystem, FsError, Invalidator};
 use crate::index::TaskId;
 use crate::path::{RelPath, RelPathBuf};
@@ -31,8 +32,8 @@ pub struct Run {
     pub(super) ahead: Option<Ahead>,
     /// Whether its result goes into the cache.
     pub(super) stores: bool,
-    /// Number of the first commit that may be a hazard.
-    pub(super) started: u64,
+    /// What is committed meanwhile, which may be a hazard.
+    pub(super) meanwhile: Following,
 }
 
 impl Run {
@@ -143,11 +144,11 @@ impl Workspace {
         progress: ProgressSink<'_>,
     ) -> Result<Result<(HitReport, Vec<Chunk>), MissReason>, WorkspaceError> {
         loop {
-            let seen = self.commit_number();
+            let seen = self.commits.next();
             let lookup = self.lookup(asked)?;
             let committing = self.committing()?;
             // What somebody committed meanwhile may be an input.
-            if matches!(lookup, Lookup::Hit(_)) && self.commit_number() != seen {
+            if matches!(lookup, Lookup::Hit(_)) && self.commits.next() != seen {
                 continue;
             }
             tracing::debug!(task = asked.spec.name, inputs = lookup.inputs(), "looked up");
@@ -167,11 +168,6 @@ impl Workspace {
         }
     }
 
-    /// Returns the number of the next commit.
-    pub(super) fn commit_number(&self) -> u64 {
-        lock(&self.commits).next
-    }
-
     fn open_run(&self, asked: Asked, stores: bool, serving: Serving) -> Result<Run, WorkspaceError> {
         let id = Uuid::new_v4();
         let staging = Arc::new(self.store.work().staging(id)?);
@@ -185,8 +181,7 @@ impl Workspace {
             tells_made: stores,
         }));
         let ahead = if stores { Ahead::start(&view, &self.store, asked.output.clone()) } else { None };
-        let started = self.commit_number();
-        Ok(Run { id, asked, view, ahead, stores, started })
+        Ok(Run { id, asked, view, ahead, stores, meanwhile: self.commits.follow() })
     }
 
     /// Discards a run and all it wrote.
@@ -231,14 +226,7 @@ impl Workspace {
             self.touched.lose_track();
         }
         self.invalidate(|path| paths.iter().any(|changed| path.starts_with(changed)));
-        let mut commits = lock(&self.commits);
-        let number = commits.next;
-        commits.next += 1;
-        let task_name = asked.spec.name.clone();
-        commits.recent.push_back(Arc::new(Committed { number, task_name, paths }));
-        if commits.recent.len() > super::COMMITS_MAX {
-            commits.recent.pop_front();
-        }
+        self.commits.note(asked.spec.name.clone(), paths);
     }
 
     /// Returns whether what a commit left at `path` may be seen under names that it did not name.
@@ -248,12 +236,6 @@ impl Workspace {
             Ok(None) => false,
             Err(_) => true,
         }
-    }
-
-    /// Returns what was committed since.
-    pub(super) fn commits_since(&self, since: u64) -> Vec<Arc<Committed>> {
-        let commits = lock(&self.commits);
-        commits.recent.iter().rev().take_while(|commit| commit.number >= since).cloned().collect()
     }
 
     /// Notes that a task's outputs are all in place now.
