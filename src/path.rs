@@ -2,6 +2,8 @@
 //!
 //! Unix names are bytes, so a [`RelPath`] is bytes: a name that is not UTF-8 is as good as any other.
 
+mod topmost;
+
 use std::borrow::Borrow;
 use std::ffi::OsStr;
 use std::fmt;
@@ -12,6 +14,8 @@ use std::path::Path;
 use ref_cast::{RefCastCustom, ref_cast_custom};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
+
+pub(crate) use self::topmost::Topmost;
 
 /// A path below the workspace root.
 ///

@@ -9,7 +9,7 @@ use super::{ProgressSink, Workspace, WorkspaceError, chain, lock};
 use crate::archive::{Archive, ArchiveError, RecordKind};
 use crate::fs::{FsError, Timestamp};
 use crate::index::{Entry, IndexError, NewLayer};
-use crate::path::RelPath;
+use crate::path::{RelPath, Topmost};
 use crate::report::{Chunk, Difference, HitReport, MissReason, Stage};
 use crate::task::MtimePolicy;
 use crate::tree::Layer;
@@ -114,11 +114,12 @@ impl Workspace {
         };
         let before = self.before(stale.iter().map(|path| &**path));
         let removed = self.remove_stale(&stale);
-        for path in &stale {
+        let topmost = Topmost::of(stale.iter().map(|path| &**path));
+        for path in topmost.iter() {
             self.touched.touch(path, Some(&asked.owner));
         }
         removed?;
-        self.invalidate(|path| stale.iter().any(|stale| path == &**stale));
+        self.invalidate(|path| topmost.covers(path));
         let freed = self.index.remove_layer(self.id, asked.owner)?;
         self.keep_shown(&self.tree.layer_of(&asked.owner).iter().collect::<Vec<_>>());
         let layer = self.tree.detach(&asked.owner);

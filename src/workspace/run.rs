@@ -13,7 +13,7 @@ use super::lookup::{Asked, Lookup};
 use super::{Begun, InPlace, ProgressSink, RunOptions, Workspace, WorkspaceError, chain, lock};
 use crate::fs::{Filesystem, FsError, Invalidator};
 use crate::index::TaskId;
-use crate::path::{RelPath, RelPathBuf};
+use crate::path::{RelPath, RelPathBuf, Topmost};
 use crate::proto::CacheMode;
 use crate::report::{Chunk, HitReport, Left, MissReason, RecordedPath, Seen};
 use crate::serving::Serving;
@@ -219,13 +219,14 @@ impl Workspace {
 
     /// Notes what a task committed, for hazards and for what is still in place.
     pub(super) fn note_commit(&self, asked: &Asked, paths: Vec<RelPathBuf>) {
-        for path in &paths {
+        let topmost = Topmost::of(paths.iter().map(|path| &**path));
+        for path in topmost.iter() {
             self.touched.touch(path, Some(&asked.owner));
         }
         if self.touched.is_followed() && paths.iter().any(|path| self.has_other_names(path)) {
             self.touched.lose_track();
         }
-        self.invalidate(|path| paths.iter().any(|changed| path.starts_with(changed)));
+        self.invalidate(|path| topmost.covers(path));
         self.commits.note(asked.spec.name.clone(), paths);
     }
 
