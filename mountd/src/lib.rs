@@ -11,6 +11,7 @@
 //! | [`adapter`] | converts kernel requests to calls of [`vout::fs::Filesystem`] and back |
 //! | [`terminal`] | takes the terminal output of a task, which is written to files of its view |
 //! | `live`, `holders` | mounts, unmounts, and finds who is in the way |
+//! | `activity` | tells whether anybody needs the daemon |
 //! | `invalidate` | tells the kernel that its caches are out of date |
 //!
 //! It never opens a path through its own mount and never starts a task. `vout` starts it; its program is in
@@ -25,6 +26,7 @@ pub mod lifecycle;
 pub mod live;
 mod server;
 pub mod session;
+mod sys;
 pub mod terminal;
 mod watchers;
 

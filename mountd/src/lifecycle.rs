@@ -30,6 +30,7 @@ pub use self::options::{Options, Order, UsageError};
 use crate::activity::{Activity, Reason};
 use crate::live::{clear_dead, open_device};
 use crate::server::{Server, ServerOptions};
+use crate::sys::give_back_free_memory;
 use crate::watchers::run_helper;
 
 /// Variable with the log filter.
@@ -137,7 +138,7 @@ fn run(options: &Options) -> Result<(), StartError> {
         })
         .map_err(StartError::Process)?;
 
-    let reason = activity.wait_for_end(options.idle);
+    let reason = activity.wait_for_end(options.idle, give_back_free_memory);
     // From here on a new client finds no socket, and its daemon waits for our lock.
     match fs::remove_file(&options.socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
