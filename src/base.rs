@@ -4,6 +4,8 @@
 //! reached by an absolute path, so a process that serves the mount never waits on the mount. Resolution
 //! stays beneath the descriptor and follows no symbolic link (`openat2(2)`).
 
+mod nearby;
+
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -17,6 +19,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+pub use self::nearby::Nearby;
 
 use crate::fs::{Attr, Holds, NodeId, SetTime, Timestamp};
 use crate::path::{RelPath, RelPathBuf};
@@ -347,56 +351,6 @@ impl Base {
     }
 }
 
-/// Examines one path after another; where they lie in one directory, its name is resolved only once.
-///
-/// # Limitations
-/// A directory that is renamed meanwhile is still the one that was opened: not to be kept for long.
-#[derive(Debug)]
-pub struct Nearby<'a> {
-    base: &'a Base,
-    /// The directory of the last path that shared it with the one before.
-    dir: Option<(RelPathBuf, Option<OwnedFd>)>,
-    /// The directory of the last path.
-    last: Option<RelPathBuf>,
-}
-
-impl<'a> Nearby<'a> {
-    /// Starts nowhere.
-    #[must_use]
-    pub fn new(base: &'a Base) -> Self {
-        Self { base, dir: None, last: None }
-    }
-
-    /// Returns what is at `path`, or `None` where nothing is.
-    ///
-    /// # Errors
-    /// Those of [`Base::stat`].
-    pub fn stat(&mut self, path: &RelPath) -> rustix::io::Result<Option<BaseStat>> {
-        let Some((parent, name)) = path.split_last().filter(|_| !self.base.hides(path)) else {
-            return self.base.stat(path);
-        };
-        if self.dir.as_ref().is_none_or(|(dir, _)| **dir != *parent) {
-            if self.last.as_deref() != Some(parent) {
-                // Opening a directory pays from the second path in it.
-                self.last = Some(parent.to_owned());
-                return self.base.stat(path);
-            }
-            let opened = match self.base.open_dir(parent) {
-                Ok(opened) => Some(opened),
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
-                Err(errno) => return Err(errno),
-            };
-            self.dir = Some((parent.to_owned(), opened));
-        }
-        let Some((_, Some(dir))) = &self.dir else { return Ok(None) };
-        match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(BaseStat::from(stat))),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(errno),
-        }
-    }
-}
-
 impl BaseStat {
     /// Returns the attributes under the identity `node`.
     #[must_use]
@@ -501,18 +455,18 @@ pub fn timestamps(atime: Option<SetTime>, mtime: Option<SetTime>) -> Timestamps 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
 
-    fn base() -> (tempfile::TempDir, Base) {
+    pub(super) fn base() -> (tempfile::TempDir, Base) {
         let dir = tempfile::tempdir().unwrap();
         let base = Base::new(File::open(dir.path()).unwrap().into(), Vec::new()).unwrap();
         (dir, base)
     }
 
-    fn path(text: &str) -> &RelPath {
+    pub(super) fn path(text: &str) -> &RelPath {
         RelPath::new(text).unwrap()
     }
 
@@ -523,44 +477,6 @@ mod tests {
         assert_eq!(base.stat(path("out")).unwrap().unwrap().kind, FileKind::Symlink);
         assert_eq!(base.stat(path("out/passwd")).unwrap(), None);
         assert_eq!(base.read_link(path("out")).unwrap(), "/etc");
-    }
-
-    #[test]
-    fn paths_in_one_directory_are_examined_as_each_alone() {
-        let (dir, base) = base();
-        std::fs::create_dir_all(dir.path().join("d/e")).unwrap();
-        std::fs::create_dir_all(dir.path().join(".vout/archives")).unwrap();
-        std::fs::write(dir.path().join("d/file"), "content").unwrap();
-        symlink("d", dir.path().join("link")).unwrap();
-        symlink("file", dir.path().join("d/link")).unwrap();
-        let mut near = Nearby::new(&base);
-        for text in [
-            "d",
-            "d/e",
-            "d/file",
-            "d/link",
-            "d/none",
-            "d/e/none",
-            "d/e/none2",
-            "d/e/none3",
-            "link",
-            "link/e",
-            "link/file",
-            "link/link",
-            "d/file/x",
-            "d/file/y",
-            "d/file/z",
-            "none/x",
-            "none/y",
-            "none/z",
-            ".vout",
-            ".vout/archives",
-            ".vout/journal",
-            ".vout/x",
-            "",
-        ] {
-            assert_eq!(near.stat(path(text)), base.stat(path(text)), "{text}");
-        }
     }
 
     #[test]

@@ -17,6 +17,8 @@
 //! It never opens a path through its own mount and never starts a task. `vout` starts it; its program is in
 //! the `vout-cli` package, so that one `cargo install` gives both.
 
+#![deny(unsafe_code)]
+
 mod activity;
 pub mod adapter;
 mod errno;

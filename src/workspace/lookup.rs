@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use uuid::Uuid;
 
 use super::{Workspace, WorkspaceError, chain, forgo, now_secs};
@@ -28,9 +27,6 @@ const COMPARED_MAX: usize = 8;
 
 /// Differences named in a miss; more are not told apart by anybody.
 const DIFFERENCES_MAX: usize = 50;
-
-/// Members of a path set whose states one thread computes in one go.
-const STATES_AT_ONCE: usize = 512;
 
 /// A task with all that its lookup needs, computed once.
 pub(super) struct Asked {
@@ -302,28 +298,16 @@ impl States<'_> {
         set: &PathSet,
         globbed: &[(RelPathBuf, PathState)],
     ) -> Result<InputStates, WorkspaceError> {
-        let recorded = match set.len() <= STATES_AT_ONCE {
-            // Waking other threads would take longer.
-            true => self.of_members(set)?,
-            false => {
-                let parts = set.par_chunks(STATES_AT_ONCE).map(|members| self.of_members(members));
-                parts.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
-            }
-        };
-        Ok(InputStates { recorded, globbed: globbed.to_vec() })
-    }
-
-    fn of_members(&self, members: &[(RelPathBuf, Dependency)]) -> Result<Vec<PathState>, FsError> {
-        let mut near = Nearby::new(self.logical.tree.base());
-        let state = |member: &(RelPathBuf, Dependency)| {
+        let state = |near: &mut Nearby<'_>, member: &(RelPathBuf, Dependency)| {
             if let Some(known) = self.known_state(member) {
                 return Ok(known.clone());
             }
             let (path, dependency) = member;
-            let state = self.logical.state_near(path, *dependency, &mut near)?;
-            Ok(filtered(state, path, self.filter))
+            let state = self.logical.state_near(path, *dependency, near)?;
+            Ok::<_, FsError>(filtered(state, path, self.filter))
         };
-        members.iter().map(state).collect()
+        let recorded = self.logical.tree.base().map_near(set, state)?;
+        Ok(InputStates { recorded, globbed: globbed.to_vec() })
     }
 
     fn known_state(&self, member: &(RelPathBuf, Dependency)) -> Option<&PathState> {
