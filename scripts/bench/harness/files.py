@@ -3,8 +3,12 @@
 import base64
 import pathlib
 import random
+import subprocess
 
 FILES_PER_DIR = 500
+
+# From so many files on, making and removing them takes longer than what is measured: trees are shared where they can be.
+MANY = 1_000_000
 
 
 def fill(path: pathlib.Path, count: int, size_bytes: int) -> None:
@@ -15,6 +19,17 @@ def fill(path: pathlib.Path, count: int, size_bytes: int) -> None:
         part.mkdir(parents=True)
         for number in range(start, min(start + FILES_PER_DIR, count)):
             (part / f"f{number % FILES_PER_DIR:03}").write_bytes(_text(chance, size_bytes))
+
+
+def fill_alike(paths: list[pathlib.Path], count: int, size_bytes: int) -> None:
+    """As `fill`, for several trees; many files are hard links, so that they fit into memory once."""
+    first, *others = paths
+    fill(first, count, size_bytes)
+    for path in others:
+        if count < MANY:
+            fill(path, count, size_bytes)
+        else:
+            subprocess.run(["cp", "-al", first, path], check=True)
 
 
 def _text(chance: random.Random, size_bytes: int) -> bytes:

@@ -29,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="time for all rows; 40 by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, 2 rounds: does it still work?")
     parser.add_argument("--heavy", action="store_true", help="adds sizes of 10 GiB and of a million files")
+    parser.add_argument("--case", action="append", default=[], help="measures only this case of the rows; repeat for more; the others keep their results")
     parser.add_argument("--transport", action="append", default=[], help="VOUT_TRANSPORT; repeat to compare; by default, what each row is about")
     parser.add_argument("--disk", default="20G", help="size of the disk in memory; only what is used counts")
     parser.add_argument("--without-peers", action="store_true", help="installs nothing")
@@ -84,15 +85,19 @@ def run(options: argparse.Namespace, results: dict, file: pathlib.Path) -> list[
         share = budget / (sum(Row.known[name].seconds for name in Row.known) if not options.rows else WHOLE_SECONDS)
         for name in names:
             try:
-                measured = run_row(Row.known[name](lab), share)
+                row = Row.known[name](lab)
+                cases = [case for case in row.cases() if not options.case or case in options.case]
+                measured = run_row(row, cases, share)
             except (Failed, OSError, subprocess.CalledProcessError) as problem:
                 failed.append((name, str(problem)))
                 print(f"bench: {name} failed: {problem}", file=sys.stderr)
                 lab.clear()
                 continue
-            results["rows"][name] = {"title": Row.known[name].title, "machine": machine.facts(), "cases": measured}
-            missed = [verdict for verdict in report.judged(Row.known[name], results["rows"][name]) if not verdict["met"]]
-            if Row.known[name].strict and missed:
+            if options.case:
+                measured = {**results["rows"].get(name, {}).get("cases", {}), **measured}
+            results["rows"][name] = {"title": row.title, "machine": machine.facts(), "cases": measured}
+            missed = [verdict for verdict in report.judged(row, results["rows"][name]) if not verdict["met"]]
+            if row.strict and missed:
                 failed.append((name, ", ".join(f"{verdict['case']} takes {verdict['median']:.2f}" for verdict in missed)))
             if not options.vout:
                 report.save(file, results)
@@ -101,10 +106,9 @@ def run(options: argparse.Namespace, results: dict, file: pathlib.Path) -> list[
     return failed
 
 
-def run_row(row: Row, share: float) -> dict:
-    """Measures all cases of a row, interleaved, and stops early where the row's time is over."""
+def run_row(row: Row, cases: list[str], share: float) -> dict:
+    """Measures cases of a row, interleaved, and stops early where the row's time is over."""
     print(f"\n== {row.name}: {row.title}")
-    cases = row.cases()
     measured = {}
     start = time.monotonic()
     for done, case in enumerate(cases):

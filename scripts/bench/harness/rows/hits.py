@@ -3,7 +3,7 @@
 import json
 import subprocess
 
-from harness.files import fill, listing, size_and_count
+from harness.files import MANY, fill, fill_alike, listing, size_and_count
 from harness.measure import timed
 from harness.row import Bar, Row, Variant
 
@@ -29,9 +29,15 @@ class Hit(Row):
         if self.lab.options.quick:
             return ["100x4096", "1000x8192", "10000x8192"]
         sizes = ["100x4096", "1000x8192", "10000x8192", "50000x4096", "200000x512", "8x134217728"]
-        return sizes + (["80x134217728"] if self.lab.options.heavy else [])
+        return sizes + (["80x134217728", f"{MANY}x64"] if self.lab.options.heavy else [])
+
+    def is_alone(self, case):
+        """Returns whether a case has room for a mounted project only, which is mounted anew where files are to be missing."""
+        return size_and_count(case)[0] >= MANY
 
     def variants(self, case):
+        if self.is_alone(case):
+            return [*self.served("mounted, missing"), *self.served("mounted, in place")]
         peers = [f"{peer}, {state}" for peer in self.with_peers(case) for state in ("missing", "in place")]
         return [
             *self.served("mounted, missing"),
@@ -55,6 +61,11 @@ class Hit(Row):
             transport: self.lab.project(f"mounted-{transport}", generator(source), transport)
             for transport in self.per_transport()
         }
+        if self.is_alone(case):
+            for project in self.mounted.values():
+                project.run("gen")
+                subprocess.run(["rm", "-rf", project.path / "out"], check=True)
+            return
         for project in self.mounted.values():
             project.mount()
             project.run("gen")
@@ -67,6 +78,12 @@ class Hit(Row):
 
     def before(self, case, variant):
         what, _, state = variant.label.partition(", ")
+        if self.is_alone(case):
+            if not state.startswith("in place"):
+                project = self.mounted[variant.transport]
+                project.unmount()
+                project.mount()
+            return
         place = {"unmounted": self.unmounted.path, "tar --zstd -x": self.lab.place / "tar"}.get(what)
         if what in self.peers:
             place = self.peers[what][0]
@@ -145,7 +162,8 @@ class NoOp(Row):
     seconds = 75
 
     def cases(self):
-        return ["1000", "10000"] if self.lab.options.quick else ["1000", "10000", "100000"]
+        sizes = ["1000", "10000"] if self.lab.options.quick else ["1000", "10000", "100000"]
+        return [*sizes, str(MANY)] if self.lab.options.heavy else sizes
 
     def variants(self, case):
         mounted = [*self.served("mounted"), *self.served("mounted, exclusive")]
@@ -164,12 +182,13 @@ class NoOp(Row):
             for transport in self.per_transport()
         }
         self.unmounted = self.lab.project("no-op-unmounted", config)
-        for project in [*self.project.values(), self.unmounted]:
-            fill(project.path / "src", int(case), 64)
+        projects = [*self.project.values(), self.unmounted]
+        fill_alike([project.path / "src" for project in projects], int(case), 64)
+        for project in projects:
             (project.path / "list").write_text(listing(project.path / "src", project.path))
         for project in self.project.values():
             project.mount()
-        for project in [*self.project.values(), self.unmounted]:
+        for project in projects:
             project.run("read")
             project.expect_hit("read")
 

@@ -47,7 +47,9 @@ class Layered(Row):
         return [variant for kind in KINDS for variant in self.served(f"{kind}{what}")]
 
     def of(self, variant):
-        """Returns the project of a variant."""
+        """Returns the project of a variant, if it is about one."""
+        if variant.name == "native":
+            return None
         kind = max((kind for kind in KINDS if variant.name.startswith(kind)), key=len)
         return self.project[kind, variant.transport]
 
@@ -69,14 +71,19 @@ class Layered(Row):
         self.fresh(variant)
         self.of(variant).settle()
 
-    def touch(self, operation, passes, names, place, project=None):
-        """Does something with files and returns the seconds of each pass; CPU time includes the daemon's."""
-        list_file = self.lab.scratch / "list"
-        list_file.write_text(names)
-        command = [self.lab.programs["touch-files"], operation, passes, list_file]
+    def timed(self, command, place, project=None):
+        """Times a command; its CPU time includes the daemon's."""
         before = project.daemon_cpu() if project else 0.0
         sample = timed(command, place, self.lab.env, self.lab.log)
         sample["cpu"] += project.daemon_cpu() - before if project else 0.0
+        return sample
+
+    def touch(self, operation, passes, names, place, project=None):
+        """Does something with files and returns the seconds of each pass."""
+        list_file = self.lab.scratch / "list"
+        list_file.write_text(names)
+        command = [self.lab.programs["touch-files"], operation, passes, list_file]
+        sample = self.timed(command, place, project)
         return sample, [int(line) / 1e9 for line in self.lab.log.read_text().split()]
 
 
@@ -209,7 +216,7 @@ class Walk(Layered):
     def measure(self, case, variant):
         # `grep` tells by its status that it found nothing.
         command = ["sh", "-c", '"$@" || [ $? = 1 ]', "sh", *self.commands[case]]
-        return timed(command, self.place_of(variant), self.lab.env, self.lab.log)
+        return self.timed(command, self.place_of(variant), self.of(variant))
 
 
 class Exec(Layered):
@@ -245,4 +252,4 @@ class Exec(Layered):
             self.prefetched(variant)
 
     def measure(self, case, variant):
-        return timed([self.place_of(variant) / "large"], "/", self.lab.env, self.lab.log)
+        return self.timed([self.place_of(variant) / "large"], "/", self.of(variant))
