@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use rayon::prelude::*;
 
 use crate::archive::pack::PackError;
+use crate::archive::record::Record;
 use crate::archive::source::FileSource;
 use crate::fs::{FileKind, Timestamp};
 use crate::path::{RelPath, RelPathBuf};
@@ -40,6 +41,13 @@ pub struct Meta {
 }
 
 impl Meta {
+    /// Returns whether an archive keeps it as `record` says.
+    pub(crate) fn is_of(&self, record: &Record) -> bool {
+        let Self { mode, uid, gid, mtime, xattrs } = self.clone().settled();
+        (mode, uid, gid, mtime, &xattrs)
+            == (record.mode, record.uid, record.gid, record.mtime, &record.xattrs)
+    }
+
     /// Returns it as archives keep it.
     pub(super) fn settled(mut self) -> Self {
         self.mode &= 0o7777;

@@ -60,13 +60,15 @@ pub(super) struct PackedFiles {
     units: Vec<usize>,
 }
 
+/// A file as it was when it was packed; its record has the rest.
 struct PackedFile {
     unit: usize,
-    file: File,
+    /// Its place among the files of the unit.
+    place: usize,
+    identity: Identity,
 }
 
-/// A file as it was when it was packed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A file that is to be packed.
 pub(super) struct File {
     pub(super) path: RelPathBuf,
     pub(super) identity: Identity,
@@ -178,45 +180,55 @@ impl PackedFiles {
         let unit = self.archive.close_unit();
         debug_assert_eq!(unit, self.units.len(), "units are numbered from 0");
         self.units.push(files.len());
-        self.files
-            .extend(files.into_iter().map(|Candidate { node, file, .. }| (node, PackedFile { unit, file })));
+        let packed = |(place, Candidate { node, file, .. })| {
+            (node, PackedFile { unit, place, identity: file.identity })
+        };
+        self.files.extend(files.into_iter().enumerate().map(packed));
     }
 
-    /// Returns which units can stay: those of whose files each is in `now`, under one name, just as it was packed, and
-    /// was not opened for writing since.
-    pub(super) fn standing<'a>(
+    /// Returns the unit of a file that was packed, and whether it is just as it was then and was not opened for writing
+    /// since.
+    pub(super) fn compare(
         &self,
         unopened: &HashSet<NodeId>,
-        now: impl Iterator<Item = (NodeId, &'a RelPath, &'a Identity, &'a Meta)>,
-    ) -> Standing {
-        let mut missing: Vec<Option<usize>> = self.units.iter().map(|&files| Some(files)).collect();
-        for (node, path, identity, meta) in now {
-            let Some(PackedFile { unit, file }) = self.files.get(&node) else { continue };
-            let same = *file.path == *path && file.identity == *identity && file.meta == *meta;
-            let missing = &mut missing[*unit];
-            // A second name of a file is one too many.
-            *missing =
-                missing.filter(|_| same && unopened.contains(&node)).and_then(|left| left.checked_sub(1));
-        }
-        let stays: Vec<_> = missing.into_iter().map(|missing| missing == Some(0)).collect();
-        let files = || self.files.iter().filter(|(_, packed)| stays[packed.unit]);
-        Standing {
-            nodes: files().map(|(&node, _)| node).collect(),
-            bytes: files().map(|(_, packed)| packed.file.identity.size_bytes).sum(),
-            units: stays,
-        }
+        node: NodeId,
+        now: &Now<'_>,
+    ) -> Option<(usize, bool)> {
+        let PackedFile { unit, place, identity } = self.files.get(&node)?;
+        let as_packed = self.archive.record(*unit, *place).is_some_and(|record| {
+            *record.path == *now.path && now.meta.is_of(record) && *identity == *now.identity
+        });
+        Some((*unit, as_packed && unopened.contains(&node)))
     }
+
+    /// Returns which units can stay: those of whose files each was compared once and is as it was.
+    pub(super) fn standing(&self, compared: impl Iterator<Item = (usize, bool)>) -> Standing {
+        let mut missing: Vec<Option<usize>> = self.units.iter().map(|&files| Some(files)).collect();
+        for (unit, same) in compared {
+            // A second name of a file is one too many.
+            missing[unit] = missing[unit].filter(|_| same).and_then(|left| left.checked_sub(1));
+        }
+        let units: Vec<_> = missing.into_iter().map(|missing| missing == Some(0)).collect();
+        let files = self.files.values().filter(|packed| units[packed.unit]);
+        let bytes = files.map(|packed| packed.identity.size_bytes).sum();
+        Standing { units, bytes }
+    }
+}
+
+/// A file as it is now.
+pub(super) struct Now<'a> {
+    pub(super) path: &'a RelPath,
+    pub(super) identity: &'a Identity,
+    pub(super) meta: &'a Meta,
 }
 
 /// What of a begun archive is good.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    /// Files in it.
-    pub(super) nodes: HashSet<NodeId>,
-    /// Their sizes.
-    pub(super) bytes: u64,
     /// For each unit, whether it stays.
     pub(super) units: Vec<bool>,
+    /// The sizes of the files in them.
+    pub(super) bytes: u64,
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! wrote and this one left in place. It never sees what was read.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use rustix::fs::AtFlags;
 use uuid::Uuid;
 
-use super::ahead::PackedFiles;
+use super::ahead::{Now, PackedFiles, Standing};
 use super::finish::{Changed, storage};
 use super::lookup::Asked;
 use super::{ProgressSink, Workspace};
@@ -189,21 +189,11 @@ impl Workspace {
         if outputs.is_empty() {
             return Ok(None);
         }
-        let staged: Vec<_> =
-            outputs.par_iter().map(|output| staged(output, view)).collect::<Result<_, _>>()?;
-        let standing =
-            ahead.as_ref().map(|ahead| ahead.standing(&view.take_finished(), now(outputs, &staged)));
-        let standing = standing.unwrap_or_default();
-        let mut names = FirstNames::default();
-        let items: Vec<_> = outputs
-            .iter()
-            .zip(staged)
-            .filter(|(output, _)| output.node().is_none_or(|node| !standing.nodes.contains(&node)))
-            .map(|(output, staged)| self.item(output, staged, view, &mut names))
-            .collect::<Result<_, _>>()?;
+        let (items, standing) = self.items(outputs, view, ahead.as_ref())?;
+        let begun = ahead.map(|PackedFiles { temp, archive, .. }| (temp, archive));
         let files_total = outputs.len() as u64;
         let bytes_total = standing.bytes + items.iter().map(item_bytes).sum::<u64>();
-        tracing::debug!(files = files_total, ahead = standing.nodes.len(), "outputs are packed");
+        tracing::debug!(files = files_total, ahead = outputs.len() - items.len(), "outputs are packed");
         let done = Mutex::new((0, 0));
         let tell = |files: u64, bytes: u64| {
             let (files_done, bytes_done) = {
@@ -214,8 +204,8 @@ impl Workspace {
             let stage = Stage::Packing;
             progress(Progress { stage, files_done, files_total, bytes_done, bytes_total });
         };
-        let (temp, packed) = match ahead {
-            Some(PackedFiles { temp, archive, .. }) => {
+        let (temp, packed) = match begun {
+            Some((temp, archive)) => {
                 let keep = |unit: usize| standing.units[unit];
                 let packed = Packer::default().pack_after(temp.file(), (archive, &keep), items, &tell);
                 (temp, packed)
@@ -229,6 +219,33 @@ impl Workspace {
         let packed = packed.map_err(storage)?;
         let (archive_bytes, content_bytes) = (packed.archive_bytes, packed.content_bytes);
         Ok(Some(PackedArchive { file: temp, archive_bytes, content_bytes }))
+    }
+
+    /// Returns what is still to be packed, and what of `ahead` is good.
+    fn items<'a>(
+        &self,
+        outputs: &[Output<'a>],
+        view: &View,
+        ahead: Option<&PackedFiles>,
+    ) -> Result<(Vec<Item>, Standing), NotStored> {
+        let unopened = view.take_finished();
+        let examine = |output: &Output<'a>| Examined::of(output, view, ahead, &unopened);
+        let examined: Vec<_> = outputs.par_iter().map(examine).collect::<Result<_, _>>()?;
+        let compared = examined.iter().filter_map(Examined::compared);
+        let standing = ahead.map(|ahead| ahead.standing(compared)).unwrap_or_default();
+        let mut names = FirstNames::default();
+        let mut items = Vec::new();
+        for (output, examined) in outputs.iter().zip(examined) {
+            let staged = match examined {
+                Examined::AsPacked { unit } if standing.units[unit] => continue,
+                // It is packed again because of another file.
+                Examined::AsPacked { .. } => Staged::of(output, view)?,
+                Examined::Changed { staged, .. } | Examined::Staged(staged) => Some(*staged),
+                Examined::Elsewhere => None,
+            };
+            items.push(self.item(output, staged, view, &mut names)?);
+        }
+        Ok((items, standing))
     }
 
     fn item(
@@ -347,6 +364,46 @@ fn file_source(linked: Option<RelPathBuf>, open: impl FnOnce() -> Box<dyn FileSo
     linked.map_or_else(|| Source::File(open()), Source::HardLink)
 }
 
+/// What an output is now, as far as it is a blob.
+enum Examined<'a> {
+    /// As it was packed ahead.
+    AsPacked { unit: usize },
+    /// Not as it was packed ahead.
+    Changed { unit: usize, staged: Box<Staged<'a>> },
+    /// Not packed yet.
+    Staged(Box<Staged<'a>>),
+    /// No blob.
+    Elsewhere,
+}
+
+impl<'a> Examined<'a> {
+    fn of(
+        output: &Output<'a>,
+        view: &View,
+        ahead: Option<&PackedFiles>,
+        unopened: &HashSet<NodeId>,
+    ) -> Result<Self, NotStored> {
+        let (Some(staged), Some(node)) = (Staged::of(output, view)?, output.node()) else {
+            return Ok(Self::Elsewhere);
+        };
+        let now = Now { path: &output.path, identity: &staged.identity, meta: &staged.meta };
+        Ok(match ahead.and_then(|ahead| ahead.compare(unopened, node, &now)) {
+            Some((unit, true)) => Self::AsPacked { unit },
+            Some((unit, false)) => Self::Changed { unit, staged: Box::new(staged) },
+            None => Self::Staged(Box::new(staged)),
+        })
+    }
+
+    /// Returns the unit of a file that was packed ahead, and whether it is as it was then.
+    fn compared(&self) -> Option<(usize, bool)> {
+        match self {
+            Self::AsPacked { unit } => Some((*unit, true)),
+            Self::Changed { unit, .. } => Some((*unit, false)),
+            Self::Staged(_) | Self::Elsewhere => None,
+        }
+    }
+}
+
 /// A blob of the staging directory.
 struct Staged<'a> {
     name: &'a RelPath,
@@ -354,32 +411,20 @@ struct Staged<'a> {
     identity: Identity,
 }
 
-/// Returns what the blobs of outputs are now.
-fn now<'a>(
-    outputs: &'a [Output<'_>],
-    staged: &'a [Option<Staged<'_>>],
-) -> impl Iterator<Item = (NodeId, &'a RelPath, &'a Identity, &'a Meta)> {
-    outputs.iter().zip(staged).filter_map(|(output, staged)| {
-        let staged = staged.as_ref()?;
-        Some((output.node()?, &*output.path, &staged.identity, &staged.meta))
-    })
-}
-
-/// Examines the blob of an output that is one.
-fn staged<'a>(output: &Output<'a>, view: &View) -> Result<Option<Staged<'a>>, NotStored> {
-    let What::Changed(NewObject::File(file)) = &output.what else { return Ok(None) };
-    let Content::Blob { path, xattrs } = &file.content else { return Ok(None) };
-    let stat = rustix::fs::statat(view.staging(), path.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
-    let stat = stat.map_err(storage)?;
-    let stat = BaseStat::from(stat);
-    let mut meta = stat_meta(&stat);
-    if *xattrs {
-        meta.xattrs = view.blob_xattrs(path).map_err(storage)?;
+impl<'a> Staged<'a> {
+    /// Examines the blob of an output that is one.
+    fn of(output: &Output<'a>, view: &View) -> Result<Option<Self>, NotStored> {
+        let What::Changed(NewObject::File(file)) = &output.what else { return Ok(None) };
+        let Content::Blob { path, xattrs } = &file.content else { return Ok(None) };
+        let stat = rustix::fs::statat(view.staging(), path.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
+        let stat = BaseStat::from(stat.map_err(storage)?);
+        let mut meta = stat_meta(&stat);
+        if *xattrs {
+            meta.xattrs = view.blob_xattrs(path).map_err(storage)?;
+        }
+        Ok(Some(Self { name: path, meta, identity: stat.identity }))
     }
-    Ok(Some(Staged { name: path, meta, identity: stat.identity }))
-}
 
-impl Staged<'_> {
     fn item(self, view: &View, linked: Option<RelPathBuf>) -> (Meta, Source) {
         let Self { name, meta, identity } = self;
         let path = name.to_owned();

@@ -155,6 +155,11 @@ impl PackedAhead {
         self.units.len() - 1
     }
 
+    /// Returns the record of a file of a closed unit, by the order in which they were packed.
+    pub(crate) fn record(&self, unit: usize, place: usize) -> Option<&Record> {
+        self.units.get(unit)?.records.get(place)
+    }
+
     /// Forgets what was appended since the last unit was closed.
     pub fn discard_open_unit(&mut self) {
         self.open = Unit { start: self.open.start, ..Unit::default() };

@@ -78,9 +78,12 @@ fn standing(run: &Run) -> Vec<String> {
         Some((node, path, stat.identity, stat_meta(&stat)))
     });
     let files: Vec<_> = files.collect();
-    let now = files.iter().map(|(node, path, identity, meta)| (*node, &**path, identity, meta));
-    let stays = packed.standing(&run.view.take_finished(), now);
-    let stays = files.into_iter().filter(|(node, ..)| stays.nodes.contains(node));
+    let unopened = run.view.take_finished();
+    let compare = |(node, path, identity, meta): &(NodeId, RelPathBuf, Identity, Meta)| {
+        packed.compare(&unopened, *node, &Now { path, identity, meta })
+    };
+    let stays = packed.standing(files.iter().filter_map(compare)).units;
+    let stays = files.iter().filter(|file| compare(file).is_some_and(|(unit, _)| stays[unit]));
     stays.map(|(_, path, ..)| path.to_string()).collect()
 }
 
