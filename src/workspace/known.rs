@@ -30,7 +30,7 @@ use crate::tree::Layer;
 const SETS_MAX: usize = 256;
 
 /// Inputs remembered at most, of all path sets together: about 30 bytes each.
-const INPUTS_MAX: usize = 1_000_000;
+const INPUTS_MAX: usize = 2_000_000;
 
 /// What is known of path sets while one live mount lives.
 pub(super) struct Known {
