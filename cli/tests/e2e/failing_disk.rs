@@ -10,6 +10,7 @@ use std::process::Command;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_remount};
 
+use crate::support::process::poll_until;
 use crate::support::tree::{snapshot, without_times};
 use crate::support::{Mode, TestResult, Workspace, compile_c};
 
@@ -38,6 +39,16 @@ fn fill(path: &Path, refusal: Errno) -> io::Result<u64> {
     }
 }
 
+/// Waits until the disk has room again: of a file that was written and removed, the kernel tells a moment later that
+/// nobody has it open.
+fn await_room(ws: &Workspace) {
+    let free_bytes = || {
+        let stat = rustix::fs::statvfs(ws.root()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    poll_until("the space of what was removed is free", || free_bytes() > 4 << 20);
+}
+
 /// Expects that the mount and the disk below it show the same, and that the mount goes away.
 fn assert_sound(ws: &Workspace) -> TestResult {
     let shown = snapshot(ws.root())?;
@@ -57,6 +68,7 @@ fn a_full_disk_shows_through_the_live_mount() -> TestResult {
     assert_eq!(ws.read("before")?, "here before\n");
     ws.remove("more")?;
     ws.remove("big")?;
+    await_room(&ws);
     ws.file("after", "room again\n")?;
     assert_eq!(ws.read("after")?, "room again\n");
     assert_sound(&ws)
@@ -94,6 +106,7 @@ fn a_virtual_file_survives_a_full_disk() -> TestResult {
     assert_errno(open.and_then(|mut file| file.write_all(b"y")), Errno::NOSPC);
     assert!(fs::read(ws.path("out"))? == content, "it is as it was");
     ws.remove("big")?;
+    await_room(&ws);
     File::options().append(true).open(ws.path("out"))?.write_all(b"y")?;
     assert_eq!(ws.path("out").metadata()?.len(), 3_000_001);
     assert_sound(&ws)
