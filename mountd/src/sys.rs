@@ -29,7 +29,7 @@ mod tests {
         let _last = pieces.pop();
         drop(pieces);
         give_back_free_memory();
-        let before = resident_bytes();
-        assert!(before < 48 << 20, "{before} bytes");
+        let resident = resident_bytes();
+        assert!(resident < 48 << 20, "{resident} bytes");
     }
 }
