@@ -86,16 +86,18 @@ def run(options: argparse.Namespace, results: dict, file: pathlib.Path) -> list[
         for name in names:
             try:
                 row = Row.known[name](lab)
-                cases = [case for case in row.cases() if not options.case or case in options.case]
+                cases = chosen(row, options.case)
                 measured = run_row(row, cases, share)
             except (Failed, OSError, subprocess.CalledProcessError) as problem:
                 failed.append((name, str(problem)))
                 print(f"bench: {name} failed: {problem}", file=sys.stderr)
                 lab.clear()
                 continue
-            if options.case:
-                measured = {**results["rows"].get(name, {}).get("cases", {}), **measured}
-            results["rows"][name] = {"title": row.title, "machine": machine.facts(), "cases": measured}
+            machines = dict.fromkeys(measured, machine.facts())
+            if options.case and name in results["rows"]:
+                earlier = results["rows"][name]
+                measured, machines = {**earlier["cases"], **measured}, {**earlier["machines"], **machines}
+            results["rows"][name] = {"title": row.title, "machines": machines, "cases": measured}
             missed = [verdict for verdict in report.judged(row, results["rows"][name]) if not verdict["met"]]
             if row.strict and missed:
                 failed.append((name, ", ".join(f"{verdict['case']} takes {verdict['median']:.2f}" for verdict in missed)))
@@ -104,6 +106,15 @@ def run(options: argparse.Namespace, results: dict, file: pathlib.Path) -> list[
     finally:
         lab.close()
     return failed
+
+
+def chosen(row: Row, wanted: list[str]) -> list[str]:
+    """Returns the cases to measure: those that are wanted, or all."""
+    known = row.cases()
+    unknown = [case for case in wanted if case not in known]
+    if unknown:
+        raise Failed(f"there is no case {', '.join(unknown)}; there are {', '.join(known)}")
+    return [case for case in known if not wanted or case in wanted]
 
 
 def run_row(row: Row, cases: list[str], share: float) -> dict:

@@ -26,12 +26,16 @@ class Project:
         path.mkdir(parents=True, exist_ok=True)
         (path / "vout.toml").write_text(config)
 
-    def vout(self, *arguments) -> measure.Sample:
-        """Runs `vout`; its CPU time includes the daemon's."""
+    def timed(self, command: list, place) -> measure.Sample:
+        """Times a command; its CPU time includes the daemon's."""
         before = self.daemon_cpu()
-        sample = measure.timed([self.lab.vout, *arguments], self.path, self.env, self.lab.log)
+        sample = measure.timed(command, place, self.env, self.lab.log)
         sample["cpu"] += self.daemon_cpu() - before
         return sample
+
+    def vout(self, *arguments) -> measure.Sample:
+        """Runs `vout`."""
+        return self.timed([self.lab.vout, *arguments], self.path)
 
     def run(self, *arguments) -> measure.Sample:
         """Runs tasks, or a command."""

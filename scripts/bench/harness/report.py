@@ -138,15 +138,18 @@ def machine_text(results: dict) -> str:
     """Returns where and when the rows were measured."""
     seen: dict[str, list[str]] = {}
     for name, result in results["rows"].items():
-        facts = result["machine"]
-        text = (
-            f"{facts['cpus']} CPUs ({facts['processor']}{', virtual' if facts['virtual'] else ''}), "
-            f"{facts['memory_gib']} GiB, Linux {facts['kernel']}, commit {facts['commit']}, {facts['date'][:10]}"
-        )
-        seen.setdefault(text, []).append(name)
+        cases: dict[str, list[str]] = {}
+        for case, facts in result["machines"].items():
+            text = (
+                f"{facts['cpus']} CPUs ({facts['processor']}{', virtual' if facts['virtual'] else ''}), "
+                f"{facts['memory_gib']} GiB, Linux {facts['kernel']}, commit {facts['commit']}, {facts['date'][:10]}"
+            )
+            cases.setdefault(text, []).append(case)
+        for text, of in cases.items():
+            seen.setdefault(text, []).append(f"`{name}`" if len(cases) == 1 else f"`{name}` ({', '.join(of)})")
     if len(seen) == 1:
         return f"Measured on {next(iter(seen))}."
-    return "\n".join(f"- {', '.join(f'`{name}`' for name in names)}: {text}" for text, names in seen.items())
+    return "\n".join(f"- {', '.join(names)}: {text}" for text, names in seen.items())
 
 
 def peers_text(results: dict) -> str:
