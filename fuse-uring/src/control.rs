@@ -3,36 +3,59 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Weak;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
+use crate::device::Device;
+
 /// Where the control file system is mounted, if somebody did.
 const CONTROL_DIR: &str = "/sys/fs/fuse/connections";
 
-/// Returns the number of a mounted descriptor's connection. Older kernels do not tell.
-pub(crate) fn connection_of(device: &impl AsFd) -> Option<u32> {
+/// A session's connection, by the number that its control files have.
+#[derive(Debug, Clone)]
+pub(crate) struct Connection {
+    device: Weak<OwnedFd>,
+    /// Older kernels do not tell.
+    number: Option<u32>,
+}
+
+impl Connection {
+    /// Finds out the number of a mounted descriptor's connection.
+    pub(crate) fn of(device: &Device) -> Self {
+        Self { device: device.downgrade(), number: number_of(device) }
+    }
+
+    /// Cuts the connection, where that is possible and it is not over.
+    pub(crate) fn cut(&self) {
+        let (Some(number), Some(device)) = (self.number, self.device.upgrade()) else { return };
+        if let Err(error) = abort(number, &Device::of(device)) {
+            tracing::debug!(%error, number, "connection is not cut, only refused");
+        }
+    }
+}
+
+fn number_of(device: &Device) -> Option<u32> {
     let path = format!("/proc/self/fdinfo/{}", device.as_fd().as_raw_fd());
     let info = std::fs::read_to_string(path).ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
     line.trim().parse().ok()
 }
 
-/// Cuts a connection, where that is possible.
-pub(crate) fn cut(connection: Option<u32>) {
-    let Some(connection) = connection else { return };
-    if let Err(error) = abort(connection) {
-        tracing::debug!(%error, connection, "connection is not cut, only refused");
-    }
-}
-
-fn abort(connection: u32) -> io::Result<()> {
-    let file = PathBuf::from(connection.to_string()).join("abort");
-    match write_one(CWD, &Path::new(CONTROL_DIR).join(&file)) {
-        Ok(()) => Ok(()),
+fn abort(number: u32, device: &Device) -> io::Result<()> {
+    let path = PathBuf::from(number.to_string()).join("abort");
+    let file = match open(CWD, &Path::new(CONTROL_DIR).join(&path)) {
+        Ok(file) => file,
         // A mount of our own that no name leads to, gone with its descriptor.
-        Err(_) => write_one(private_control_dir()?, &file),
+        Err(_) => open(private_control_dir()?, &path)?,
+    };
+    // With its last mount a connection ends, and then the next one of anybody gets its number. What was open while ours
+    // had not ended is ours, and stays so.
+    if device.is_connected() {
+        rustix::io::write(&file, b"1")?;
     }
+    Ok(())
 }
 
 fn private_control_dir() -> io::Result<OwnedFd> {
@@ -41,8 +64,6 @@ fn private_control_dir() -> io::Result<OwnedFd> {
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }
 
-fn write_one(dir: impl AsFd, path: &Path) -> io::Result<()> {
-    let file = openat(dir, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&file, b"1")?;
-    Ok(())
+fn open(dir: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    Ok(openat(dir, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?)
 }

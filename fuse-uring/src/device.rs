@@ -65,6 +65,13 @@ impl Device {
         Ok(BackingId { id, device: Arc::downgrade(&self.fd) })
     }
 
+    /// Returns whether the connection has not ended: nobody aborted it, and a mount of it is left.
+    pub(crate) fn is_connected(&self) -> bool {
+        let mut polled = [PollFd::from_borrowed_fd(self.as_fd(), PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&now)).is_ok() && !polled[0].revents().contains(PollFlags::ERR)
+    }
+
     /// Reads a request. Blocks until there is one.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
         rustix::io::read(&self.fd, buffer)

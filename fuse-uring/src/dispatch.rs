@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::abi::{InHeader, InitFlags, NotifyCode, NotifyRetrieveOut, Opcode};
-use crate::control;
+use crate::control::Connection;
 use crate::device::{Device, notify};
 use crate::handler::Handler;
 use crate::operation::{Args, DecodeError, Forget, Message, Operation, decode};
@@ -27,8 +27,7 @@ pub(crate) struct Serving {
     pub(crate) granted: InitFlags,
     /// From now on every operation fails. Shared with those who may say so.
     pub(crate) closed: Arc<AtomicBool>,
-    /// The kernel's number of the connection, where it tells.
-    pub(crate) connection: Option<u32>,
+    pub(crate) connection: Connection,
     /// The file that was opened last.
     pub(crate) file: AtomicU64,
 }
@@ -37,7 +36,7 @@ impl Serving {
     /// Ends the session from the server's side: what is asked fails from now on.
     pub(crate) fn cut(&self) {
         self.closed.store(true, Ordering::Release);
-        control::cut(self.connection);
+        self.connection.cut();
     }
 
     /// Makes the kernel send a request to the calling processor's queue, about `node` or a file that was open

@@ -20,7 +20,7 @@ use self::follower::Follower;
 use self::handshake::{Offer, receive};
 use self::worker::{Between, Buffers, Disconnect, serve};
 use crate::config::{Config, RingChoice};
-use crate::control;
+use crate::control::Connection;
 use crate::device::Device;
 use crate::dispatch::{Serving, guarded};
 use crate::handler::Handler;
@@ -76,8 +76,7 @@ pub struct Session {
     closed: Arc<AtomicBool>,
     notifier: Notifier,
     negotiated: Negotiated,
-    /// The kernel's number of the connection, where it tells.
-    connection: Option<u32>,
+    connection: Connection,
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +94,7 @@ impl Session {
     /// [`StartError`]. [`Handler::destroy`] is called only where the session had begun.
     pub fn start(fd: OwnedFd, config: Config, handler: Arc<dyn Handler>) -> Result<Self, StartError> {
         let device = Device::new(fd)?;
-        let connection = control::connection_of(&device);
+        let connection = Connection::of(&device);
         let offer = receive(&device, &config)?;
         let (prepared, ring) = match prepare_ring(&offer, &device, &config) {
             Ok(prepared) => (Some(prepared), Ok(())),
@@ -116,7 +115,7 @@ impl Session {
             handler,
             granted,
             closed: Arc::clone(&closed),
-            connection,
+            connection: connection.clone(),
             file: AtomicU64::new(0),
         });
         let ended = Arc::new(Ended::default());
@@ -180,7 +179,7 @@ impl Session {
     /// `ENOTCONN`, and the connection ends with the last mount.
     pub fn abort(&self) {
         self.closed.store(true, Ordering::Release);
-        control::cut(self.connection);
+        self.connection.cut();
     }
 }
 

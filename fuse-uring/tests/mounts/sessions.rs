@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,7 @@ use crate::test_fs::{Served, TestFs};
 over_both_transports! {
     a_session_ends_with_its_mount,
     an_abort_ends_the_session_and_whoever_waits_for_it,
+    an_abort_after_the_end_harms_nobody,
     several_sessions_are_served_at_once,
     an_interrupted_caller_is_reported,
     nodes_are_forgotten,
@@ -58,6 +60,32 @@ fn an_abort_ends_the_session_and_whoever_waits_for_it(ring: RingChoice) -> io::R
     assert!(fs::metadata(mounted.path("hello")).is_err());
     // The late answer finds nobody.
     mounted.fs.gate.open();
+    Ok(())
+}
+
+/// Goal: what is cut is the session's own connection, although the kernel gives its number to the next one. Method: abort
+/// when somebody has the number, over and over while sessions end at whatever moment.
+fn an_abort_after_the_end_harms_nobody(ring: RingChoice) -> io::Result<()> {
+    let device_number = |mounted: &Mounted| fs::metadata(mounted.path(".")).map(|root| root.dev());
+    for _ in 0..20 {
+        let ended = Mounted::new(ring)?;
+        let number = device_number(&ended)?;
+        ended.unmount()?;
+        // Other tests mount too, and may get it first.
+        let mut others = Vec::new();
+        while others.len() < 8 {
+            let other = Mounted::new(ring)?;
+            let found = device_number(&other)? == number;
+            others.push(other);
+            if found {
+                break;
+            }
+        }
+        ended.session.abort();
+        for other in &others {
+            assert_eq!(fs::read(other.path("hello"))?, b"hello, world\n");
+        }
+    }
     Ok(())
 }
 
