@@ -217,6 +217,11 @@ impl Task<'_> {
         drop(runner.reap());
         sink.finish();
         let finished = finished?;
+        if let (Some(_), Some(why @ NotStored::SessionDied(_))) = (view, &finished.not_stored) {
+            // However the task took it, nothing of what it wrote is there.
+            let lost = format!("what task {name:?} wrote is lost: {}", explain::not_stored(why));
+            return Err(CommandError::internal(lost).hint("the workspace is as before; run it again").into());
+        }
         self.say_end(&name, &outcome, &finished);
         Ok(TaskReport {
             status: match (outcome.exit_code, cache) {

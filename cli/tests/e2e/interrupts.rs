@@ -14,6 +14,7 @@ in_both_modes!(
     control_c_leaves_nothing_behind,
     a_process_that_outlives_its_task_is_named,
     a_daemon_killed_during_a_run_leaves_the_base_untouched,
+    a_task_whose_view_was_aborted_has_failed_whatever_it_says,
 );
 
 /// A task that writes, deletes, signals `begun`, and then takes its time.
@@ -64,6 +65,27 @@ fn a_process_that_outlives_its_task_is_named(mode: Mode) -> TestResult {
     let run = ws.run(["serve"])?.not_stored(&["sleep"]);
     assert!(started.elapsed() < Duration::from_secs(30), "the run does not wait for it\n{run}");
     assert_eq!(ws.read("out")?, "ready\n");
+    assert_eq!(ws.status()?["entries"], 0);
+    Ok(())
+}
+
+/// Goal: writes that are lost are no success. Method: the task cuts its own view, and ends as if all were well.
+fn a_task_whose_view_was_aborted_has_failed_whatever_it_says(mode: Mode) -> TestResult {
+    let ws = Workspace::new(mode)?.config("[tasks.cut]\ncommand = \"sh cut.sh\"\n")?;
+    let control = ws.outside().join("control");
+    fs::create_dir(&control)?;
+    ws.file(
+        "cut.sh",
+        format!(
+            "echo x > out\nnumber=$(stat -c %Ld .)\nmount -t fusectl none '{0}'\necho 1 > '{0}'/$number/abort\nexit 0\n",
+            control.display()
+        ),
+    )?;
+    ws.mount_if_asked()?;
+    let before = snapshot(ws.root())?;
+    let run = ws.try_run(["cut"])?.code(125);
+    assert!(run.printed().contains("wrote is lost") && run.printed().contains("aborted"), "{run}");
+    assert_eq!(snapshot(ws.root())?, before);
     assert_eq!(ws.status()?["entries"], 0);
     Ok(())
 }

@@ -120,8 +120,8 @@ fn commands_work_from_inside_a_mount_at_another_place() -> TestResult {
         Ok(String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?)
     };
     inside("", &["run", "build"])?;
-    inside("sub", &["run", "--", "cp", "in", "copy"])?;
-    assert_eq!(ws.read("sub/copy")?, "x\n");
+    let copied = inside("sub", &["run", "--", "cp", "in", "copy"])?;
+    assert_eq!(ws.read("sub/copy").unwrap_or_default(), "x\n", "{copied}");
     let status: serde_json::Value = serde_json::from_str(&inside("sub", &["status", "--json"])?)?;
     assert_eq!(status["workspace"], ws.root().to_str().unwrap(), "{status}");
     assert_eq!(status["mounted_at"], at.to_str().unwrap(), "{status}");
