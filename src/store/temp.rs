@@ -26,7 +26,8 @@ pub struct TempFile {
 /// Whether a file must outlast a crash of the machine once it has its final name.
 enum Durability {
     Lasting,
-    UntilReboot,
+    /// Nobody waits for the disk: whoever reads it after such a crash finds out, and does without.
+    Expendable,
 }
 
 /// The name of a temporary file; dropping it removes the file.
@@ -128,13 +129,13 @@ impl TempFile {
     /// [`StoreError`]; the file is gone then.
     ///
     /// # Durability
-    /// As [`publish_archive`](Self::publish_archive).
+    /// None: a claim that is missing, or whose hashes are wrong, counts as none, and costs a miss.
     pub fn publish_claim(self, id: Uuid) -> Result<(), StoreError> {
         let Self { file, name, dirs } = self;
         dirs.own.made().insert(id);
         let below = claim_name(id);
         let shown = || dirs.path.join("claims").join(&below);
-        name.settle(&file, dirs.claims.as_fd(), &below, shown, Durability::Lasting)
+        name.settle(&file, dirs.claims.as_fd(), &below, shown, Durability::Expendable)
     }
 
     /// Makes this the hydrated file with content hash `digest`, and opens that for reading.
@@ -158,7 +159,7 @@ impl TempFile {
                 return Err(StoreError::of("create", dirs.path.join("blobs").join(parent), errno.into()));
             }
         }
-        name.settle(&file, dirs.blobs.as_fd(), &path, shown, Durability::UntilReboot)?;
+        name.settle(&file, dirs.blobs.as_fd(), &path, shown, Durability::Expendable)?;
         open_file(dirs.blobs.as_fd(), &path).at("open", shown)
     }
 }

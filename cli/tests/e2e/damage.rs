@@ -12,6 +12,7 @@ use crate::support::{Mode, TestResult, Workspace};
 in_both_modes!(
     a_flipped_bit_never_becomes_wrong_bytes,
     a_truncated_archive_is_a_miss,
+    a_claim_that_a_crash_took_costs_a_miss,
     a_missing_archive_is_a_miss
 );
 
@@ -91,6 +92,38 @@ fn a_missing_archive_is_a_miss(mode: Mode) -> TestResult {
     ws.remove("dist")?;
     ws.run(["build"])?.hit();
     assert_outputs(&ws)
+}
+
+/// Goal: claims need not be synced. Method: what may become of one when the machine crashes, for a task that reads what it
+/// then overwrites: without its claim that is an input that changed.
+fn a_claim_that_a_crash_took_costs_a_miss(mode: Mode) -> TestResult {
+    let ws = Workspace::new(mode)?.config("[tasks.bump]\ncommand = \"sh bump.sh\"\n")?;
+    ws.file(
+        "bump.sh",
+        "n=$(cat count)\nmkdir -p dist\nseq $((n + 1)) > dist/seq\necho $((n + 1)) > count\n",
+    )?;
+    ws.file("count", "0\n")?;
+    ws.mount_if_asked()?;
+    ws.run(["bump"])?.stored_miss();
+    let harms: [fn(&Path) -> std::io::Result<()>; 4] = [
+        |claim| fs::remove_file(claim),
+        |claim| fs::write(claim, ""),
+        |claim| fs::read(claim).and_then(|whole| fs::write(claim, &whole[..whole.len() / 2])),
+        |claim| fs::read(claim).and_then(|whole| fs::write(claim, vec![0; whole.len()])),
+    ];
+    for (made, harm) in harms.into_iter().enumerate() {
+        ws.run(["bump"])?.hit();
+        ws.end_daemon()?;
+        let claims = fs::read_dir(ws.store().join("claims"))?.collect::<Result<Vec<_>, _>>()?;
+        assert_eq!(claims.len(), 1);
+        harm(&claims[0].path())?;
+        ws.mount_if_asked()?;
+        ws.run(["bump"])?.missed_because(&["count"]).stored_miss();
+        assert_eq!(ws.read("count")?, format!("{}\n", made + 2));
+        assert_eq!(ws.read("dist/seq")?.lines().count(), made + 2);
+    }
+    ws.run(["bump"])?.hit();
+    Ok(())
 }
 
 /// A small file system of its own at `dir`; gone when dropped.
