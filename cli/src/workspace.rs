@@ -1,5 +1,6 @@
 //! Where things are: the workspace around a directory, its store, and the daemon's files.
 
+use std::cell::LazyCell;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::OFlags;
 use vout::config::Config;
 use vout::limits::Limits;
-use vout::mountinfo::{self, FS_TYPE};
+use vout::mountinfo::{self, FS_TYPE, MountEntry};
 use vout::path::{RelPath, RelPathBuf};
 use vout::runtime::RuntimePaths;
 use vout::serving::Wishes;
@@ -69,10 +70,10 @@ impl Place {
         explicit: Option<&Path>,
         configured: impl FnOnce(&Path) -> Result<Config, CommandError>,
     ) -> Result<Self, CommandError> {
-        // As they are before a dead one is taken away.
+        // As they are before a dead one is taken away. Without /proc nothing is mounted as far as we can tell.
         let mounts = mountinfo::mounts().unwrap_or_default();
         let behind = |path: PathBuf| mountinfo::behind(&mounts, &path).unwrap_or(path);
-        revive(&surroundings.cwd.join(explicit.unwrap_or(Path::new(""))))?;
+        revive(&mounts, &surroundings.cwd.join(explicit.unwrap_or(Path::new(""))))?;
         let root = match explicit {
             Some(path) => behind(resolve(&surroundings.cwd.join(path)).map_err(|error| {
                 CommandError::usage(format_args!("no workspace at {path:?}")).caused_by(&error)
@@ -124,7 +125,7 @@ pub(crate) fn directory(root: &Path, below: &RelPath) -> PathBuf {
 
 /// Unmounts what killed daemons left at or above `path`: nothing below such a mount can be looked at, and
 /// without a look at the workspace's configuration its next daemon cannot be started.
-fn revive(path: &Path) -> Result<(), CommandError> {
+fn revive(mounts: &[MountEntry], path: &Path) -> Result<(), CommandError> {
     // `..` is the only thing that could lead out of a mount, and cannot be asked there.
     let mut plain = PathBuf::new();
     for component in path.components() {
@@ -133,8 +134,6 @@ fn revive(path: &Path) -> Result<(), CommandError> {
             other => plain.push(other),
         }
     }
-    // Without /proc nothing is mounted as far as we can tell.
-    let mounts = mountinfo::mounts().unwrap_or_default();
     let ours = mounts.iter().filter(|mount| mount.fs_type == FS_TYPE).map(|mount| &mount.mount_point);
     // Outermost first: it is what hides the others.
     for at in ours.filter(|at| plain.starts_with(at)) {
@@ -150,7 +149,7 @@ fn revive(path: &Path) -> Result<(), CommandError> {
 /// Returns the nearest directory at or above `cwd` that is a workspace: it has one of the [`MARKERS`], or is
 /// mounted, which hides a store.
 fn enclosing(cwd: &Path) -> Result<PathBuf, CommandError> {
-    let mounts = mountinfo::mounts().unwrap_or_default();
+    let mounts = LazyCell::new(|| mountinfo::mounts().unwrap_or_default());
     let is_workspace = |dir: &&Path| {
         MARKERS.iter().any(|marker| dir.join(marker).symlink_metadata().is_ok())
             || mounts.iter().any(|mount| mount.fs_type == FS_TYPE && mount.mount_point == *dir)
