@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 
 from harness.disk import Disk
-from harness.machine import ROOT
+from harness.machine import ROOT, built
 from harness.peers import Peers
 from harness.project import Project
 
@@ -33,7 +33,7 @@ class Lab:
         self.options = options
         self.results = ROOT / "target" / "bench"
         self.results.mkdir(parents=True, exist_ok=True)
-        self.vout = ROOT / "target" / "release" / "vout"
+        self.vout = built()
         # A path of a socket has to be short.
         self.scratch = pathlib.Path(tempfile.mkdtemp(dir="/tmp", prefix="vb-"))
         self.log = self.scratch / "last.log"

@@ -23,6 +23,17 @@ def facts() -> dict:
     }
 
 
+def build() -> None:
+    """Builds vout as people install it."""
+    subprocess.run(["cargo", "build", "--release", "--quiet", "--config", ".cargo/static.toml", "-p", "vout-cli"], cwd=ROOT, check=True)
+
+
+def built() -> pathlib.Path:
+    """Returns where `build` puts `vout`."""
+    host = subprocess.run(["rustc", "--print", "host-tuple"], cwd=ROOT, check=True, capture_output=True, text=True)
+    return ROOT / "target" / host.stdout.strip() / "release" / "vout"
+
+
 def has_uring() -> bool:
     """Returns whether the kernel serves FUSE over io_uring."""
     switch = pathlib.Path("/sys/module/fuse/parameters/enable_uring")

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, results: dict, file: pathlib.Path) -> list[
     """Measures the rows that were asked for; one that fails does not keep the others from running."""
     if not options.no_build and not options.vout:
         # Without it the numbers would be about last week.
-        subprocess.run(["cargo", "build", "--release", "--quiet", "-p", "vout-cli"], check=True)
+        machine.build()
     rounds = options.rounds or (2 if options.quick else None)
     budget = (options.budget or WHOLE_SECONDS / 60) * 60
     lab_options = Options(rounds, budget, options.quick, options.heavy, options.transport)
