@@ -18,6 +18,8 @@ pub const FS_TYPE: &str = "fuse.vout";
 pub struct MountEntry {
     /// Mount id, as `mnt_id` in `/proc/PID/fdinfo`.
     pub id: u32,
+    /// Id of the mount that it lies on.
+    pub parent: u32,
     /// Device as `MAJOR:MINOR` in decimal.
     pub device: (u32, u32),
     /// Where.
@@ -94,14 +96,15 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|&byte| byte == b' ');
     let text = |field: &[u8]| std::str::from_utf8(field).ok().map(str::to_owned);
     let id = text(fields.next()?)?.parse().ok()?;
-    let device = text(fields.nth(1)?)?;
+    let parent = text(fields.next()?)?.parse().ok()?;
+    let device = text(fields.next()?)?;
     let (major, minor) = device.split_once(':')?;
     let mount_point = unescape(fields.nth(1)?);
     let mut fields = fields.skip_while(|field| *field != b"-");
     let fs_type = text(fields.nth(1)?)?;
     let source = unescape(fields.next()?);
     let device = (major.parse().ok()?, minor.parse().ok()?);
-    Some(MountEntry { id, device, mount_point, fs_type, source })
+    Some(MountEntry { id, parent, device, mount_point, fs_type, source })
 }
 
 /// Undoes the octal escapes of blanks and backslashes.
@@ -137,7 +140,7 @@ mod tests {
         assert_eq!(mounts.len(), 2);
         assert_eq!(mounts[0].mount_point, Path::new("/mnt/a b"));
         assert_eq!(mounts[0].fs_type, "ext4");
-        assert_eq!((mounts[1].id, mounts[1].device), (99, (0, 61)));
+        assert_eq!((mounts[1].id, mounts[1].parent, mounts[1].device), (99, 36, (0, 61)));
         assert_eq!(mounts[1].fs_type, FS_TYPE);
     }
 

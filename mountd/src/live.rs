@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use thiserror::Error;
-use vout::mountinfo::{FS_TYPE, is_dead, mount_at};
+use vout::mountinfo::{FS_TYPE, MountEntry, is_dead, mount_at, mounts};
 use vout::report::ServedReport;
 use vout::wire::{self, WireError};
 
@@ -49,6 +49,14 @@ pub enum LiveError {
         at: PathBuf,
         /// Process ids and command names, as far as they can be found out.
         holders: Vec<(u32, String)>,
+    },
+    /// Others are mounted on it: taking it away would take away the topmost at its place, or cut off those below.
+    #[error("{mount:?} ({fs_type}) is mounted on it")]
+    Covered {
+        /// One of those mounts.
+        mount: PathBuf,
+        /// Its type.
+        fs_type: String,
     },
     /// The operating system refused.
     #[error("{at:?} cannot be {action}")]
@@ -90,6 +98,8 @@ pub struct MountPlace<'a> {
 /// A mount that this daemon serves.
 pub struct LiveMount {
     at: PathBuf,
+    /// Id of the mount, where there is a table to look it up.
+    id: Option<u32>,
     session: Session,
     invalidator: Arc<KernelInvalidator>,
     /// We are taking it away ourselves.
@@ -123,12 +133,13 @@ impl LiveMount {
             }
             LiveError::Serve { at: at.to_owned(), source }
         })?;
+        let id = mount_at(at).ok().flatten().map(|mount| mount.id);
         let watchers = Watchers::start(at.to_owned(), state);
         if let Err(error) = &watchers {
             tracing::warn!(%error, "watchers of the mount hear nothing");
         }
         invalidator.attach(session.notifier(), unopened, watchers.ok());
-        Ok(Self { at: at.to_owned(), session, invalidator, unmounting: AtomicBool::new(false) })
+        Ok(Self { at: at.to_owned(), id, session, invalidator, unmounting: AtomicBool::new(false) })
     }
 
     /// Returns where it is mounted.
@@ -164,18 +175,31 @@ impl LiveMount {
         mount_at(&self.at).ok().flatten().map(|mount| holders(&mount, client)).unwrap_or_default()
     }
 
+    /// Refuses to be taken away while others are mounted on it.
+    ///
+    /// # Errors
+    /// [`LiveError::Covered`].
+    pub fn check_uncovered(&self) -> Result<(), LiveError> {
+        let mounts = mounts().unwrap_or_default();
+        match mounts.into_iter().find(|mount| Some(mount.parent) == self.id) {
+            Some(MountEntry { mount_point: mount, fs_type, .. }) => {
+                Err(LiveError::Covered { mount, fs_type })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Returns whether somebody else has taken the mount out of the tree already.
+    fn is_detached(&self) -> bool {
+        self.id.is_some() && mounts().is_ok_and(|mounts| mounts.iter().all(|mount| Some(mount.id) != self.id))
+    }
+
     /// Takes the mount away.
     ///
     /// # Errors
     /// [`LiveError::Busy`] where it is in use; any other [`LiveError`].
     pub fn unmount(&self) -> Result<(), LiveError> {
-        self.unmounting.store(true, Ordering::Release);
-        let unmounted = unmount(&self.at, false);
-        match &unmounted {
-            Ok(()) => self.ended(),
-            Err(_) => self.unmounting.store(false, Ordering::Release),
-        }
-        unmounted
+        self.take_away(false)
     }
 
     /// Cuts the connection; the mount stays, dead.
@@ -188,21 +212,23 @@ impl LiveMount {
     /// # Errors
     /// [`LiveError`].
     pub fn detach(&self) -> Result<(), LiveError> {
-        self.unmounting.store(true, Ordering::Release);
-        let detached = unmount(&self.at, true);
-        match &detached {
-            // Answers hold for a second only, so those who stay see changes without being told.
-            Ok(()) => self.invalidator.stop(),
-            Err(_) => self.unmounting.store(false, Ordering::Release),
-        }
-        detached
+        self.take_away(true)
     }
 
-    fn ended(&self) {
-        if self.session.wait(END_TIMEOUT).is_none() {
+    fn take_away(&self, detach: bool) -> Result<(), LiveError> {
+        self.check_uncovered()?;
+        self.unmounting.store(true, Ordering::Release);
+        let in_tree = !self.is_detached();
+        if in_tree && let Err(error) = unmount(&self.at, detach) {
+            self.unmounting.store(false, Ordering::Release);
+            return Err(error);
+        }
+        if in_tree && !detach && self.session.wait(END_TIMEOUT).is_none() {
             tracing::warn!(at = ?self.at, "unmounted, but a copy of the mount lives on elsewhere");
         }
+        // Answers hold for a second only, so those who stay see changes without being told.
         self.invalidator.stop();
+        Ok(())
     }
 }
 

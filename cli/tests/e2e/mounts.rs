@@ -1,7 +1,10 @@
 //! `vout mount`, `vout unmount` and `vout status`.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::process::{Command, Stdio};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::support::process::{self, wait_at_most};
 use crate::support::tree::snapshot;
@@ -89,13 +92,50 @@ fn a_busy_mount_names_its_holders() -> TestResult {
     Ok(())
 }
 
+/// Goal: nobody else's mount is taken away with ours, or instead of it.
+#[test]
+fn unmounting_stops_at_what_others_mounted_on_it() -> TestResult {
+    let ws = with_layer()?;
+    fs::create_dir(ws.path("inner"))?;
+    for at in [ws.root().to_owned(), ws.path("inner")] {
+        mount("none", &at, "tmpfs", MountFlags::empty(), None)?;
+        fs::write(at.join("precious"), "theirs\n")?;
+        let refused = ws.vout([OsStr::new("unmount"), ws.root().as_os_str()])?.code(1);
+        let hint = format!("hint: umount {}", at.display());
+        assert!(refused.printed().contains("tmpfs") && refused.printed().contains(&hint), "{refused}");
+        assert_eq!(fs::read_to_string(at.join("precious"))?, "theirs\n");
+        unmount(&at, UnmountFlags::empty())?;
+    }
+    assert_eq!(ws.read("dist/3")?, "1\n2\n3\n", "it is as it was");
+    ws.vout(["unmount"])?.ok();
+    assert_eq!(mounts_below(ws.root()), [] as [&std::path::Path; 0]);
+    Ok(())
+}
+
+/// Goal: what is out of the tree already, because somebody took it out while it was in use, is as good as unmounted.
+#[test]
+fn unmounting_gets_past_a_mount_that_others_detached() -> TestResult {
+    let ws = with_layer()?;
+    let mut holder =
+        Command::new("sleep").arg("60").current_dir(ws.path("dist")).stdin(Stdio::null()).spawn()?;
+    unmount(ws.root(), UnmountFlags::DETACH)?;
+    let unmounted = ws.vout(["unmount"])?;
+    holder.kill()?;
+    holder.wait()?;
+    assert!(unmounted.ok().printed().contains("60"), "what was virtual is written");
+    assert_eq!(ws.read("dist/3")?, "1\n2\n3\n");
+    ws.mount()?;
+    assert_eq!(mounts_below(ws.root()), [ws.root()]);
+    Ok(())
+}
+
 #[test]
 fn a_mount_at_another_place_leaves_the_workspace_alone() -> TestResult {
     let ws = Workspace::new(Mode::Mounted)?.config("[tasks.build]\ncommand = \"sh build.sh\"\n")?;
     ws.file("build.sh", "mkdir -p dist\nseq 9 > dist/a\n")?;
     let at = ws.outside().join("elsewhere");
     fs::create_dir(&at)?;
-    ws.vout([std::ffi::OsStr::new("mount"), "--at".as_ref(), at.as_os_str()])?.ok();
+    ws.vout([OsStr::new("mount"), "--at".as_ref(), at.as_os_str()])?.ok();
     ws.run(["build"])?.stored_miss();
     fs::remove_dir_all(at.join("dist"))?;
     ws.run(["build"])?.hit();
@@ -113,7 +153,7 @@ fn commands_work_from_inside_a_mount_at_another_place() -> TestResult {
     // What has to be quoted in the table of mounts, or for those who mount.
     let at = ws.outside().join("else, where\\#");
     fs::create_dir(&at)?;
-    ws.vout([std::ffi::OsStr::new("mount"), "--at".as_ref(), at.as_os_str()])?.ok();
+    ws.vout([OsStr::new("mount"), "--at".as_ref(), at.as_os_str()])?.ok();
     let inside = |directory: &str, arguments: &[&str]| -> Result<String, Box<dyn std::error::Error>> {
         let output = ws.vout_command(arguments).current_dir(at.join(directory)).output()?;
         assert!(output.status.success(), "{output:?}");
@@ -127,8 +167,8 @@ fn commands_work_from_inside_a_mount_at_another_place() -> TestResult {
     assert_eq!(status["mounted_at"], at.to_str().unwrap(), "{status}");
     inside("sub", &["unmount"])?;
     assert_eq!(mounts_below(ws.outside()), [] as [&std::path::Path; 0]);
-    ws.vout([std::ffi::OsStr::new("mount"), "--at".as_ref(), at.as_os_str()])?.ok();
-    ws.vout([std::ffi::OsStr::new("unmount"), at.as_os_str()])?.ok();
+    ws.vout([OsStr::new("mount"), "--at".as_ref(), at.as_os_str()])?.ok();
+    ws.vout([OsStr::new("unmount"), at.as_os_str()])?.ok();
     assert_eq!(mounts_below(ws.outside()), [] as [&std::path::Path; 0]);
     Ok(())
 }

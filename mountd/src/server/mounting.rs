@@ -78,9 +78,10 @@ impl Server {
             clear_dead(&self.options.root).map_err(|error| internal(&error))?;
             return Ok(unmounted(end_layers()?, false));
         };
+        // Known before the work is done, not after.
+        live.check_uncovered().map_err(|error| unmount_failure(&error))?;
         let holders = live.holders_for(connection.peer()).using;
         if !holders.is_empty() {
-            // Known before the work is done, not after.
             return Ok(Event::Busy { holders });
         }
         // What is still virtual is written while the mount serves it; what is given up is given up only
@@ -89,7 +90,7 @@ impl Server {
         let standing = match take_away(&live, connection.peer()) {
             Ok(standing) => standing,
             Err(LiveError::Busy { holders, .. }) => return Ok(Event::Busy { holders }),
-            Err(error) => return Err(internal(&error)),
+            Err(error) => return Err(unmount_failure(&error)),
         };
         tracing::info!(at = ?live.at(), standing, "unmounted");
         *self.live() = None;
@@ -246,13 +247,22 @@ fn unmounted(materialised: Materialised, standing: bool) -> Event {
     Event::Unmounted { files, bytes, discarded_files, standing }
 }
 
+fn unmount_failure(error: &LiveError) -> Failure {
+    match error {
+        LiveError::Covered { mount, .. } => {
+            failure(FailureKind::User, error, &[&format!("umount {}", mount.display())])
+        }
+        error => internal(error),
+    }
+}
+
 fn mount_failure(error: &LiveError) -> Failure {
     tracing::warn!(%error, "not mounted");
     let denied = match error {
         LiveError::Serve { source, .. } => return failure(FailureKind::User, error, hints(source)),
         LiveError::Helper { .. } => true,
         LiveError::Os { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
-        LiveError::Busy { .. } => false,
+        LiveError::Busy { .. } | LiveError::Covered { .. } => false,
     };
     let hints: &[&str] = if denied {
         &["install fuse3, or mount as root", "in a container, add: --device /dev/fuse --cap-add SYS_ADMIN"]
