@@ -12,8 +12,9 @@ DEFAULT_UNITS = {
 
 
 def save(file: pathlib.Path, results: dict) -> None:
-    """Writes all results."""
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    """Writes all results, a line for each row."""
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(results["rows"].items()))
+    file.write_text(f'{{"peers": {json.dumps(results.get("peers", {}))}, "rows": {{\n{rows}\n}}}}\n')
 
 
 def load(file: pathlib.Path) -> dict:
