@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use thiserror::Error;
-use vout::mountinfo::{FS_TYPE, MountEntry, is_dead, mount_at, mounts};
+use vout::mountinfo::{FS_TYPE, MountEntry, MountIdentity, identity_at, is_dead, mount_at, mounts};
 use vout::report::ServedReport;
 use vout::wire::{self, WireError};
 
@@ -100,6 +100,7 @@ pub struct LiveMount {
     at: PathBuf,
     /// Id of the mount, where there is a table to look it up.
     id: Option<u32>,
+    identity: Option<MountIdentity>,
     session: Session,
     invalidator: Arc<KernelInvalidator>,
     /// We are taking it away ourselves.
@@ -134,12 +135,13 @@ impl LiveMount {
             LiveError::Serve { at: at.to_owned(), source }
         })?;
         let id = mount_at(at).ok().flatten().map(|mount| mount.id);
+        let identity = identity_at(at).ok();
         let watchers = Watchers::start(at.to_owned(), state);
         if let Err(error) = &watchers {
             tracing::warn!(%error, "watchers of the mount hear nothing");
         }
         invalidator.attach(session.notifier(), unopened, watchers.ok());
-        Ok(Self { at: at.to_owned(), id, session, invalidator, unmounting: AtomicBool::new(false) })
+        Ok(Self { at: at.to_owned(), id, identity, session, invalidator, unmounting: AtomicBool::new(false) })
     }
 
     /// Returns where it is mounted.
@@ -173,6 +175,11 @@ impl LiveMount {
     pub(crate) fn holders_for(&self, client: Option<u32>) -> Holders {
         self.invalidator.silence();
         mount_at(&self.at).ok().flatten().map(|mount| holders(&mount, client)).unwrap_or_default()
+    }
+
+    /// Returns whether the mount is what its place shows. Nobody is asked for that.
+    pub(crate) fn is_on_top(&self) -> bool {
+        self.identity.is_some_and(|ours| identity_at(&self.at).is_ok_and(|shown| shown == ours))
     }
 
     /// Refuses to be taken away while others are mounted on it.

@@ -8,6 +8,7 @@ mod tasks;
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -166,7 +167,7 @@ impl Server {
         fds: Vec<std::os::fd::OwnedFd>,
     ) -> Result<(), WireError> {
         if needs_store(&request)
-            && let Err(failed) = self.check_store()
+            && let Err(failed) = self.check_root().and_then(|()| self.check_store())
         {
             return connection.send(&Event::Failed(failed));
         }
@@ -195,19 +196,44 @@ impl Server {
         connection.send(&answer.unwrap_or_else(Event::Failed))
     }
 
-    /// Returns whether the store is gone, and nobody uses this daemon for anything that would be lost with it.
+    /// Returns whether the path of the workspace leads to the directory that we hold, or to our mount over it.
+    fn has_its_root(&self) -> bool {
+        let root = &self.options.root;
+        let shown = || {
+            let live = self.live().clone();
+            live.is_some_and(|live| live.at() == root && live.is_on_top())
+                || std::fs::symlink_metadata(root)
+                    .is_ok_and(|root| (root.dev(), root.ino()) == self.options.root_id)
+        };
+        shown() || {
+            // It may be our mount that is being made just now.
+            let _mounting = self.mounting();
+            shown()
+        }
+    }
+
+    /// Returns whether workspace or store are gone, and nobody uses this daemon for anything that would be lost with them.
     fn may_retire(&self) -> bool {
-        !self.workspace.has_its_store()
+        !(self.workspace.has_its_store() && self.has_its_root())
             && self.mounted_at().is_none()
             && self.activity.calms_down(RUN_END_TIMEOUT)
     }
 
-    /// Ends the daemon, whose store is gone, as soon as its clients are.
+    /// Ends the daemon, whose workspace or store is gone, as soon as its clients are.
     fn retire(&self) {
-        tracing::warn!("the store was removed or replaced");
+        tracing::warn!("the workspace or its store was removed or replaced");
         // Before the client is gone: the next daemon would take us for its own while we can be connected to.
         std::fs::remove_file(&self.options.socket).ok();
         self.activity.hurry();
+    }
+
+    /// Refuses to work on a directory that its path does not show any more.
+    fn check_root(&self) -> Result<(), Failure> {
+        if self.has_its_root() {
+            return Ok(());
+        }
+        let problem = format!("{:?} was replaced, or something else was mounted over it", self.options.root);
+        Err(user_failure(problem, &["take that away, or unmount the workspace with `vout unmount`"]))
     }
 
     /// Refuses what needs a store, where it is not the one we have open.

@@ -129,6 +129,32 @@ fn unmounting_gets_past_a_mount_that_others_detached() -> TestResult {
     Ok(())
 }
 
+/// Goal: a task works on what people see at the workspace's path, or not at all.
+#[test]
+fn a_workspace_that_was_replaced_or_covered_is_not_worked_on() -> TestResult {
+    let ws = Workspace::new(Mode::Mounted)?.store_outside().config("")?;
+    ws.file("in", "old\n")?;
+    ws.run(["--", "cat", "in"])?;
+    let moved = ws.outside().join("moved");
+    fs::rename(ws.root(), &moved)?;
+    fs::create_dir(ws.root())?;
+    ws.file("vout.toml", "")?;
+    ws.file("in", "new\n")?;
+    let run = ws.run(["--", "sh", "-c", "cat in; echo x > made"])?;
+    assert!(run.printed().contains("new"), "{run}");
+    assert_eq!((ws.read("made")?, moved.join("made").exists()), ("x\n".to_owned(), false));
+    ws.mount()?;
+    mount("none", ws.root(), "tmpfs", MountFlags::empty(), None)?;
+    ws.file("vout.toml", "")?;
+    let refused = ws.try_run(["--", "sh", "-c", "echo x > hidden"])?.code(1);
+    assert!(refused.printed().contains("mounted over it"), "{refused}");
+    unmount(ws.root(), UnmountFlags::empty())?;
+    assert!(!ws.exists("hidden"));
+    ws.run(["--", "sh", "-c", "echo x > shown"])?;
+    assert_eq!(ws.read("shown")?, "x\n");
+    Ok(())
+}
+
 #[test]
 fn a_mount_at_another_place_leaves_the_workspace_alone() -> TestResult {
     let ws = Workspace::new(Mode::Mounted)?.config("[tasks.build]\ncommand = \"sh build.sh\"\n")?;

@@ -204,7 +204,7 @@ impl Server {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn mounting(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn mounting(&self) -> MutexGuard<'_, ()> {
         self.mounting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
