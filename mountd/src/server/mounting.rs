@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use rustix::io::Errno;
-use vout::mountinfo::{FS_TYPE, identity_at, mounts};
+use vout::mountinfo::{FS_TYPE, mounts};
 use vout::proto::{Event, Failure, FailureKind};
 use vout::serving::Serving;
 use vout::workspace::{LiveTree, Materialised};
@@ -49,8 +49,11 @@ impl Server {
         match LiveMount::mount(place, adapter, invalidator, on_end) {
             Ok(live) => {
                 tracing::info!(?at, "mounted");
-                self.cover_base(&at);
-                *self.live() = Some(Arc::new(live));
+                let live = Arc::new(live);
+                let ours = Arc::downgrade(&live);
+                let is_in_place = move || ours.upgrade().is_some_and(|live| live.is_on_top());
+                self.workspace.live_covers(Box::new(is_in_place));
+                *self.live() = Some(live);
                 Ok(Event::Mounted { at, already: false })
             }
             Err(error) => {
@@ -58,13 +61,6 @@ impl Server {
                 Err(mount_failure(&error))
             }
         }
-    }
-
-    /// Tells the engine that the mount is in place, and how to find out whether it still is.
-    fn cover_base(&self, at: &Path) {
-        let Ok(ours) = identity_at(at) else { return };
-        let at = at.to_owned();
-        self.workspace.live_covers(Box::new(move || identity_at(&at).is_ok_and(|mount| mount == ours)));
     }
 
     pub(super) fn unmount(&self, connection: &Connection, discard: bool) -> Result<Event, Failure> {
